@@ -1,0 +1,154 @@
+"""Directories that are whole or are not there.
+
+A data set, model, checkpoint or evaluation is written beside its place and moved in when
+it is complete.  Its `manifest.json` is written last and carries the sha256 of every other
+file, so a reader can tell a whole from a half and the original from a changed one.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError, StorageError, UsageError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def building(path: Path, manifest: dict[str, Any], *, clean: bool = False) -> Iterator[Path]:
+    """Yields an empty directory that becomes `path` when the block ends without an error.
+
+    What the block adds to `manifest` is written with it; `kind` must be among it.
+    Whatever happens inside, `path` is afterwards what it was or the complete new thing.
+
+    Raises:
+      UsageError: something is at `path` already, and not `clean`.
+      StorageError: the file system refused; names the path.
+    """
+    path = Path(path).absolute()
+    if occupied(path) and not clean:
+        raise UsageError(f"{path} is already there; give another --output, or --clean to replace it")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        try:
+            partial.chmod(0o755)
+            yield partial
+            write_manifest(partial, manifest)
+            move_in(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def occupied(path: Path) -> bool:
+    """Whether something other than an empty directory is at `path`."""
+    if path.is_dir() and not path.is_symlink():
+        return any(path.iterdir())
+    return os.path.lexists(path)
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Makes `directory` complete: flushes its files, and writes their digests and `manifest`."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    digests = {p.relative_to(directory).as_posix(): file_sha256(p) for p in files}
+    for file in files:
+        flush(file)
+    content = {**manifest, "format": FORMAT, "files": digests}
+    target = directory / MANIFEST
+    target.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    flush(target)
+    flush(directory)
+
+
+def move_in(partial: Path, path: Path) -> None:
+    """Renames `partial` to `path`; what was there goes only when the new is in its place."""
+    old = None
+    if occupied(path):
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-old-", dir=path.parent))
+        os.rename(path, old / path.name)
+    elif path.is_dir():
+        path.rmdir()
+    os.rename(partial, path)
+    flush(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """The manifest of the `kind` of artifact at `path`.
+
+    Raises:
+      DataError: nothing there, not complete, not readable, or another kind of thing.
+    """
+    path = Path(path)
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise DataError(f"{path}: no {kind} there")
+    try:
+        manifest = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: not a complete {kind}: it has no {MANIFEST}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{file}: not a manifest of ours")
+    if manifest.get("kind") != kind:
+        raise DataError(f"{path}: holds a {manifest.get('kind')}, not a {kind}")
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{file}: format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+def verify(path: Path, kind: str) -> dict[str, Any]:
+    """The manifest of the artifact at `path`, every file's digest checked.
+
+    Raises:
+      DataError: as `read_manifest`, or a file is missing or differs; names the file.
+    """
+    manifest = read_manifest(path, kind)
+    for name, digest in manifest["files"].items():
+        file = Path(path) / name
+        if not file.is_file():
+            raise DataError(f"{file}: missing; {path / MANIFEST} lists it")
+        if file_sha256(file) != digest:
+            raise DataError(f"{file}: differs from what {MANIFEST} says; it was changed or is damaged")
+    return manifest
+
+
+def file_sha256(file: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Asks the operating system to put `path`, a file or a directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and read-only mounts cannot flush; what they hold is in place all the same.
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an error of the file system in the block into a StorageError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        named = error.filename or path
+        raise StorageError(f"{named}: {error.strerror or error}") from error

@@ -1,0 +1,119 @@
+"""How the command lines of `trainer` and `pipelines` parse, help and end.
+
+absl reports an unknown flag, a bad value and `--help` all with exit code 1, and shows the
+flags of every module that was imported.  Here each command has flags of its own.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from trainer.errors import Interrupted, StorageError, TrainerError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One word of a command line.
+
+    `define` adds its flags to the FlagValues it is given; `run` takes the parsed flags and
+    the words that are not flags, and returns an exit code or None for 0.
+    `arguments` names those words in the usage line; with "" there may be none.
+    """
+
+    summary: str
+    example: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, list[str]], int | None]
+    arguments: str = ""
+
+
+def main(program: str, summary: str, commands: Mapping[str, Command]) -> None:
+    """Runs the command that sys.argv names, and exits with its code."""
+
+    def parse(argv: Sequence[str]) -> Callable[[], int]:
+        flags.FLAGS.mark_as_parsed()  # absl.app wants it; its own flags keep their defaults
+        return _parse(program, summary, commands, list(argv[1:]))
+
+    def run(call: Callable[[], int]) -> int:
+        absl_logging.use_python_logging(quiet=True)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        return exit_code_of(program, call)
+
+    app.run(run, flags_parser=parse)
+
+
+def exit_code_of(program: str, call: Callable[[], int | None]) -> int:
+    """Calls, and says an error that the user can mend in one line; a bug keeps its traceback."""
+    try:
+        return call() or 0
+    except TrainerError as error:
+        problem: TrainerError = error
+    except KeyboardInterrupt:
+        problem = Interrupted("interrupted")
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing is left to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if not error.filename:
+            raise
+        problem = StorageError(f"{error.filename}: {error.strerror}")
+    line = " ".join(str(problem).split())
+    print(f"{program}: {line}", file=sys.stderr)
+    return problem.exit_code
+
+
+def _parse(program: str, summary: str, commands: Mapping[str, Command], words: list[str]) -> Callable[[], int]:
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview(program, summary, commands))
+        return lambda: 0 if words else 2
+    if name not in commands:
+        known = ", ".join(commands)
+        return _refuse(f"{program}: no command '{name}'; there are {known}")
+    command = commands[name]
+    values = flags.FlagValues()
+    command.define(values)
+    given = words[1:]
+    flagged = given[: given.index("--")] if "--" in given else given
+    if "-h" in flagged or "--help" in flagged:
+        print(_help(program, name, command, values))
+        return lambda: 0
+    try:
+        rest = values([f"{program} {name}", *given])[1:]
+    except flags.Error as error:
+        return _refuse(f"{program} {name}: {error}; see {program} {name} --help")
+    if rest and not command.arguments:
+        return _refuse(f"{program} {name}: unexpected '{rest[0]}'; see {program} {name} --help")
+    return lambda: command.run(values, rest) or 0
+
+
+def _refuse(message: str) -> Callable[[], int]:
+    line = " ".join(message.split())
+    print(line, file=sys.stderr)
+    return lambda: UsageError.exit_code
+
+
+def _overview(program: str, summary: str, commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands)) + 2
+    lines = [summary, "", f"usage: {program} COMMAND [--flag=value]…", ""]
+    lines += [f"  {name:{width}}{command.summary}" for name, command in commands.items()]
+    lines += ["", f"{program} COMMAND --help shows the flags of one command."]
+    return "\n".join(lines)
+
+
+def _help(program: str, name: str, command: Command, values: flags.FlagValues) -> str:
+    arguments = f" {command.arguments}" if command.arguments else ""
+    lines = [command.summary, "", f"usage: {program} {name}{arguments} [--flag=value]…", ""]
+    for flag in (values[flag] for flag in values):
+        switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}="
+        shown = f" (default: {flag.default_as_str})" if flag.default not in (None, False, []) else ""
+        lines.append(f"  {switch}")
+        lines += textwrap.wrap(f"{flag.help}{shown}", 92, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join([*lines, "", f"example: {command.example}"])
