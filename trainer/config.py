@@ -143,7 +143,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     """
     for name in values:
         _field(name)
-    return dataclasses.replace(Config(), **{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Config(**fields)
 
 
 def shown(value: Any) -> str:
