@@ -4,12 +4,13 @@ absl reports an unknown flag, a bad value and `--help` all with exit code 1, and
 flags of every module that was imported.  Here each command has flags of its own.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -41,32 +42,61 @@ def main(program: str, summary: str, commands: Mapping[str, Command]) -> None:
         return _parse(program, summary, commands, list(argv[1:]))
 
     def run(call: Callable[[], int]) -> int:
-        absl_logging.use_python_logging(quiet=True)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+        _log_to_stderr()
         return exit_code_of(program, call)
 
     app.run(run, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def reporting(program: str) -> Iterator[None]:
+    """What `main` does for a command, for the block of a process that another program started.
+
+    Progress goes to stderr as it is; an error that the user can mend is said in one line, and
+    ends the process with its exit code.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    _log_to_stderr()
+    try:
+        yield
+    except (TrainerError, KeyboardInterrupt, OSError) as error:
+        sys.exit(_told(program, error))
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def exit_code_of(program: str, call: Callable[[], int | None]) -> int:
     """Calls, and says an error that the user can mend in one line; a bug keeps its traceback."""
     try:
         return call() or 0
-    except TrainerError as error:
-        problem: TrainerError = error
-    except KeyboardInterrupt:
-        problem = Interrupted("interrupted")
     except BrokenPipeError:
         # The reader (`| head`) has gone: nothing is left to say, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if not error.filename:
-            raise
+    except (TrainerError, KeyboardInterrupt, OSError) as error:
+        return _told(program, error)
+
+
+def _told(program: str, error: TrainerError | KeyboardInterrupt | OSError) -> int:
+    if isinstance(error, TrainerError):
+        problem = error
+    elif isinstance(error, KeyboardInterrupt):
+        problem = Interrupted("interrupted")
+    elif error.filename:
         problem = StorageError(f"{error.filename}: {error.strerror}")
+    else:
+        raise error
     line = " ".join(str(problem).split())
     print(f"{program}: {line}", file=sys.stderr)
     return problem.exit_code
+
+
+def _log_to_stderr() -> None:
+    absl_logging.use_python_logging(quiet=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
 def _parse(program: str, summary: str, commands: Mapping[str, Command], words: list[str]) -> Callable[[], int]:

@@ -1,0 +1,41 @@
+"""How good a model is, and where it errs."""
+
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+from components import component
+
+
+@component
+def evaluate(
+    model: Input[Model],
+    data: Input[Dataset],
+    split: str,
+    evaluation: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+) -> None:
+    """Measures an exported model on one split of a data set.
+
+    Args:
+        model: what train wrote.
+        data: what prepare_data wrote.
+        split: the part of the data to measure on.
+        evaluation: every metric with its interval, every prediction, and the report.
+        report: learning curve, confusion matrix and the worst mistakes, on one page.
+        metrics: the headline numbers.
+        confusion: rows are true classes, columns predicted ones.
+    """
+    import shutil
+    from pathlib import Path
+
+    import trainer.evaluate
+    from trainer.commandline import reporting
+
+    with reporting("evaluate"):
+        measured = trainer.evaluate.run(Path(model.path), Path(data.path), Path(evaluation.path), split=split)
+    shutil.copyfile(Path(evaluation.path, "report.html"), report.path)
+    for name, value in measured.items():
+        if isinstance(value, dict):  # a headline number, with its interval
+            metrics.log_metric(name, value["value"])
+    confusion.log_confusion_matrix(measured["class_names"], measured["confusion_matrix"])

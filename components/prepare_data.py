@@ -1,0 +1,24 @@
+"""A data set, checked and in the form that training reads."""
+
+from kfp.dsl import Dataset, Output
+
+from components import component
+
+
+@component
+def prepare_data(dataset: str, data_dir: str, data: Output[Dataset]) -> None:
+    """Writes a data set in the form that training reads.
+
+    Args:
+        dataset: digits, a name TensorFlow Datasets knows, folder:PATH or synthetic.
+        data_dir: where TensorFlow Datasets keeps what it downloads; empty: its own place.
+        data: the data set, with a manifest of its classes, counts and digests.
+    """
+    from pathlib import Path
+
+    from trainer.commandline import reporting
+    from trainer.data import prepare
+
+    with reporting("prepare_data"):
+        prepared = prepare.run(dataset, Path(data.path), data_dir=Path(data_dir) if data_dir else None)
+    data.metadata.update(source=dataset, digest=prepared.digest, class_names=list(prepared.class_names))

@@ -1,0 +1,37 @@
+"""A model, trained by a recipe."""
+
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components import component
+
+
+@component
+def train(
+    data: Input[Dataset], recipe: str, overrides: list[str], workers: int, run_dir: str, model: Output[Model]
+) -> None:
+    """Trains an image classifier.
+
+    Args:
+        data: what prepare_data wrote.
+        recipe: a named way to train; empty: one that suits whatever data it is given.
+        overrides: fields of the recipe to change, as field=value.
+        workers: processes that share the work.
+        run_dir: where checkpoints and logs are kept; one that outlives the task lets a retry resume.
+        model: a SavedModel with its labels, configuration, history and manifest.
+    """
+    from pathlib import Path
+
+    from trainer import launch
+    from trainer.commandline import reporting
+
+    with reporting("train"):
+        manifest = launch.train(
+            Path(data.path),
+            Path(model.path),
+            recipe=recipe,
+            overrides=overrides,
+            workers=workers,
+            run_dir=Path(run_dir) if run_dir else None,
+        )
+    model.framework = "tensorflow"
+    model.metadata.update(weights_sha256=manifest["weights_sha256"], data_digest=manifest["data"]["digest"])

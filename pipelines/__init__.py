@@ -1,0 +1,12 @@
+"""Wiring of components, and the command line that compiles and runs it."""
+
+from kfp.dsl.base_component import BaseComponent
+
+from pipelines import training
+
+PIPELINES: dict[str, BaseComponent] = {
+    "training": training.training,
+    "prepare_data": training.prepare_data_alone,
+    "train": training.train_alone,
+    "evaluate": training.evaluate_alone,
+}

@@ -1,0 +1,36 @@
+"""Pipelines as the YAML that a cluster takes."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from kfp import compiler
+from kfp.dsl.base_component import BaseComponent
+
+from components import IMAGE
+from trainer.errors import UsageError
+
+REFERENCE = re.compile(
+    r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
+
+
+def write(pipeline: BaseComponent, path: Path, image: str = IMAGE) -> None:
+    """Compiles a pipeline into a YAML file, every task in `image`.
+
+    The bytes depend on the pipeline, `image` and the version of kfp, and on nothing else.
+
+    Raises:
+      UsageError: `image` is not a reference to a container image.
+    """
+    if not REFERENCE.fullmatch(image):
+        raise UsageError(f"--image={image}: must be a container image, such as registry.example/name:tag")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as scratch:
+        partial = Path(scratch, "pipeline.yaml")
+        compiler.Compiler().compile(pipeline, os.fspath(partial))
+        text = partial.read_text(encoding="utf-8")
+        partial.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
+        partial.replace(path)

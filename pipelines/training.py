@@ -1,0 +1,107 @@
+"""From a data set to an evaluated, exported model, and each of its steps alone.
+
+Defaults stand here, once.  What a parameter means, its component says.
+"""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Model
+
+from components.evaluate import evaluate
+from components.prepare_data import prepare_data
+from components.train import train
+
+DATA_DIR = ""
+RECIPE = ""
+OVERRIDES: list[str] = []
+WORKERS = 1
+RUN_DIR = ""
+SPLIT = "test"
+
+
+class Prepared(NamedTuple):
+    """What `prepare_data` alone leaves."""
+
+    data: Dataset
+
+
+class Trained(NamedTuple):
+    """What `train` alone leaves."""
+
+    model: Model
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate` alone leaves."""
+
+    evaluation: Artifact
+    report: HTML
+
+
+class Finished(NamedTuple):
+    """What `training` leaves."""
+
+    data: Dataset
+    model: Model
+    evaluation: Artifact
+    report: HTML
+
+
+def uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The task, run whenever it is asked for.
+
+    A cache key holds neither the digest of the image nor what a directory contains, and a switch
+    at submission reaches root tasks only.
+    """
+    return task.set_caching_options(False)
+
+
+def imported(uri: str, artifact: type[Artifact]) -> Artifact:
+    """What is at `uri`, as an input of a task."""
+    return uncached(dsl.importer(artifact_uri=uri, artifact_class=artifact, reimport=True)).output
+
+
+@dsl.pipeline(name="training")
+def training(
+    dataset: str,
+    data_dir: str = DATA_DIR,
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    workers: int = WORKERS,
+    run_dir: str = RUN_DIR,
+    split: str = SPLIT,
+) -> Finished:
+    """Prepares a data set, trains a model on it and evaluates what was exported."""
+    prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir)).outputs
+    trained = uncached(
+        train(data=prepared["data"], recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
+    ).outputs
+    evaluated = uncached(evaluate(model=trained["model"], data=prepared["data"], split=split)).outputs
+    return Finished(prepared["data"], trained["model"], evaluated["evaluation"], evaluated["report"])
+
+
+@dsl.pipeline(name="prepare-data")
+def prepare_data_alone(dataset: str, data_dir: str = DATA_DIR) -> Prepared:
+    """Writes a data set in the form that training reads."""
+    return Prepared(uncached(prepare_data(dataset=dataset, data_dir=data_dir)).outputs["data"])
+
+
+@dsl.pipeline(name="train")
+def train_alone(
+    data: str,
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    workers: int = WORKERS,
+    run_dir: str = RUN_DIR,
+) -> Trained:
+    """Trains a model on a data set that is there already, a directory or a bucket's address."""
+    task = train(data=imported(data, Dataset), recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
+    return Trained(uncached(task).outputs["model"])
+
+
+@dsl.pipeline(name="evaluate")
+def evaluate_alone(model: str, data: str, split: str = SPLIT) -> Evaluated:
+    """Evaluates a model on a data set, both there already, directories or a bucket's addresses."""
+    task = evaluate(model=imported(model, Model), data=imported(data, Dataset), split=split)
+    return Evaluated(uncached(task).outputs["evaluation"], task.outputs["report"])
