@@ -1,0 +1,216 @@
+"""What is looked at in every example of a new data set, and what was found.
+
+Some finds end the preparation: an image that does not decode, a label out of range, fewer
+than two classes, no image at all.  All others are recorded in the manifest, also when
+nothing was found; identical bytes in two splits or under two classes are warned of besides.
+"""
+
+import hashlib
+import itertools
+import logging
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainer.data import images, records
+from trainer.data.progress import track
+from trainer.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5  # examples named with a find
+IMBALANCE = 10  # the largest class over a small one, from which on it is a find
+_BATCH = 256
+
+
+class Seen(NamedTuple):
+    """What is kept of an example; sha256 is of its image."""
+
+    split: str
+    label: int
+    name: str
+    sha256: bytes
+    height: int
+    width: int
+    channels: int
+
+
+def inspect(directory: Path, layout: records.Layout) -> list[Seen]:
+    """Looks at every example that a source put into `directory`.
+
+    A split without a single label (all are negative, as TFDS marks them) is left out, and
+    noted in the layout.
+
+    Raises:
+      DataError: an image that cannot be decoded, or a label that no class has; names the example.
+    """
+    unlabelled = []
+    seen: list[Seen] = []
+    tracked = track(_looked_at(directory, layout), layout.examples(), "looking at images")
+    for split, examples in itertools.groupby(tracked, key=lambda example: example.split):
+        of_split = list(examples)
+        if all(example.label < 0 for example in of_split):
+            unlabelled.append(split)
+            continue
+        _require_labels(of_split, layout)
+        seen += of_split
+    for split in unlabelled:
+        log.warning("split %s has no labels: left out", split)
+        del layout.shards[split]
+    layout.notes.append({"check": "splits_without_labels", "found": len(unlabelled), "splits": unlabelled})
+    return seen
+
+
+def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
+    """The part of a data set's manifest that follows from its examples.
+
+    Raises:
+      DataError: no example, or fewer than two classes.
+    """
+    if not seen:
+        raise DataError("there is no labelled image in it")
+    if len(layout.class_names) < 2:
+        raise DataError(f"there is one class, '{layout.class_names[0]}'; a classifier needs at least two")
+    splits = {split: _split(split, seen, layout) for split in layout.shards}
+    splits = {split: content for split, content in splits.items() if content["examples"]}
+    together = "".join(f"{split} {splits[split]['digest']}\n" for split in sorted(splits))
+    return {
+        "class_names": layout.class_names,
+        "image_shape": _shape(seen, layout.channels),
+        "image_side_median": int(statistics.median(min(s.height, s.width) for s in seen)),
+        "splits": splits,
+        "digest": hashlib.sha256(together.encode()).hexdigest(),
+        "features": layout.features,
+        "linked": layout.linked,
+        "checks": [*_checks(seen, layout), *layout.notes],
+    }
+
+
+def require_training_images(layout: records.Layout, manifest: dict[str, Any]) -> None:
+    """Refuses a class that has no image in train.
+
+    Raises:
+      DataError: names the class and how many images it has elsewhere.
+    """
+    counts = {split: content["classes"] for split, content in manifest["splits"].items()}
+    for class_name in layout.class_names:
+        if not counts.get("train", {}).get(class_name):
+            elsewhere = sum(classes[class_name] for classes in counts.values())
+            raise DataError(f"class '{class_name}': none of its {elsewhere} images is in train; add images of it")
+
+
+def _looked_at(directory: Path, layout: records.Layout) -> Iterator[Seen]:
+    for split, shards in layout.shards.items():
+        numbered = enumerate(records.read(directory, shards, layout.features))
+        while batch := list(itertools.islice(numbered, _BATCH)):
+            seen = [_seen(split, number, record) for number, record in batch]
+            refused = images.undecodable([record.image for _, record in batch])
+            if refused is not None:
+                number, record = batch[refused]
+                raise DataError(f"{_where(split, number, record)}: its pixels cannot be decoded; it is damaged")
+            yield from seen
+
+
+def _seen(split: str, number: int, record: records.Record) -> Seen:
+    try:
+        header = images.header(record.image)
+    except images.BadImageError as error:
+        raise DataError(f"{_where(split, number, record)}: {error}") from None
+    return Seen(split, record.label, record.name, hashlib.sha256(record.image).digest(), *header)
+
+
+def _where(split: str, number: int, record: records.Record) -> str:
+    return record.name or f"split {split}, example {number}"
+
+
+def _require_labels(examples: list[Seen], layout: records.Layout) -> None:
+    for number, example in enumerate(examples):
+        if not 0 <= example.label < len(layout.class_names):
+            where = example.name or f"split {example.split}, example {number}"
+            raise DataError(f"{where}: label {example.label}; there are {len(layout.class_names)} classes, from 0")
+
+
+def _shape(seen: list[Seen], channels: int | None) -> list[int | None]:
+    heights = {example.height for example in seen}
+    widths = {example.width for example in seen}
+    return [
+        heights.pop() if len(heights) == 1 else None,
+        widths.pop() if len(widths) == 1 else None,
+        channels or max(example.channels for example in seen),
+    ]
+
+
+def _split(split: str, seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
+    examples = [example for example in seen if example.split == split]
+    classes = Counter(layout.class_names[example.label] for example in examples)
+    return {
+        "examples": len(examples),
+        "classes": {name: classes[name] for name in layout.class_names},
+        "digest": content_digest((layout.class_names[example.label], example.sha256) for example in examples),
+        "shards": [list(shard) for shard in layout.shards[split]],
+    }
+
+
+def content_digest(examples: Iterable[tuple[str, bytes]]) -> str:
+    """The sha256 over examples of (class name, sha256 of the image), whatever their order."""
+    each = sorted(hashlib.sha256(name.encode() + b"\0" + image).digest() for name, image in examples)
+    return hashlib.sha256(b"".join(each)).hexdigest()
+
+
+def _checks(seen: list[Seen], layout: records.Layout) -> list[dict[str, Any]]:
+    groups = defaultdict(list)
+    for example in seen:
+        groups[example.sha256].append(example)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    found = [
+        {"check": "undecodable_images", "found": 0, "examined": len(seen)},
+        _image_sizes(seen),
+        _repeats("duplicates_within_split", repeated, _within_split),
+        _repeats("duplicates_across_splits", repeated, lambda group: len({e.split for e in group}) > 1),
+        _repeats("conflicting_labels", repeated, lambda group: len({e.label for e in group}) > 1),
+        _imbalance(seen, layout),
+    ]
+    for find in found[3:5]:
+        if find["found"]:
+            first = ", ".join(find["examples"][0])
+            log.warning("%s: %d images, the first: %s", find["check"].replace("_", " "), find["found"], first)
+    return found
+
+
+def _within_split(group: list[Seen]) -> bool:
+    return max(Counter(example.split for example in group).values()) > 1
+
+
+def _repeats(check: str, repeated: list[list[Seen]], which: Any) -> dict[str, Any]:
+    groups = [group for group in repeated if which(group)]
+    shown = [[f"{e.split}/{e.name or e.sha256.hex()[:16]}" for e in group[:SHOWN]] for group in groups[:SHOWN]]
+    return {"check": check, "found": len(groups), "examples": shown}
+
+
+def _image_sizes(seen: list[Seen]) -> dict[str, Any]:
+    """Sizes in pixels; found: the images that have not the commonest size."""
+    sizes = Counter((example.height, example.width) for example in seen)
+    commonest = sizes.most_common(1)[0]
+    return {
+        "check": "image_sizes",
+        "found": len(seen) - commonest[1],
+        "commonest": list(commonest[0]),
+        "height": [min(h for h, _ in sizes), max(h for h, _ in sizes)],
+        "width": [min(w for _, w in sizes), max(w for _, w in sizes)],
+    }
+
+
+def _imbalance(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
+    """Found: the classes that have less than a tenth of the largest one's training images."""
+    counts = Counter(example.label for example in seen if example.split == "train")
+    largest, smallest = max(counts.values(), default=0), min(counts[k] for k in range(len(layout.class_names)))
+    few = [layout.class_names[k] for k in range(len(layout.class_names)) if counts[k] * IMBALANCE < largest]
+    return {
+        "check": "class_imbalance",
+        "found": len(few),
+        "largest": largest,
+        "smallest": smallest,
+        "classes": few[:SHOWN],
+    }

@@ -1,0 +1,100 @@
+"""A prepared data set, as everything after `prepare` sees it.
+
+Opening needs no TensorFlow, so a data set can be looked at before the strategy exists;
+reading does, and comes after.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainer import artifact
+from trainer.data import records
+from trainer.errors import DataError
+
+KIND = "dataset"
+_FIRST_SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What the manifest of a data set says.
+
+    image_shape is (height, width, channels), None where sizes differ; image_side_median the
+    median of the shorter sides, in pixels; splits the number of examples of each; digest that
+    of all examples, whatever their order and shards.
+    """
+
+    directory: Path
+    class_names: tuple[str, ...]
+    image_shape: tuple[int | None, int | None, int]
+    image_side_median: int
+    splits: dict[str, int]
+    digest: str
+    manifest: dict[str, Any]
+
+
+class Example(NamedTuple):
+    """One image, encoded as JPEG or PNG, with the position of its class in `class_names`.
+
+    id is drawn from the image's bytes: 16 hexadecimal digits, with -1, -2 … where they repeat
+    in a split.  name is where it came from (the path in a folder), "" if unknown.
+    """
+
+    id: str
+    name: str
+    image: bytes
+    label: int
+
+
+def open_dataset(directory: Path) -> DataSet:
+    """The data set in `directory`, every file's digest checked.
+
+    Raises:
+      DataError: none there, not complete, or a file is missing or changed; names the file.
+    """
+    directory = Path(directory)
+    manifest = artifact.verify(directory, KIND)
+    try:
+        return of_manifest(directory, manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{directory / artifact.MANIFEST}: not a data set's manifest: {error!r}") from None
+
+
+def of_manifest(directory: Path, manifest: dict[str, Any]) -> DataSet:
+    """The data set that `manifest` describes."""
+    height, width, channels = manifest["image_shape"]
+    names = sorted(manifest["splits"], key=lambda name: (*(name != first for first in _FIRST_SPLITS), name))
+    return DataSet(
+        directory=directory,
+        class_names=tuple(manifest["class_names"]),
+        image_shape=(height, width, channels),
+        image_side_median=manifest["image_side_median"],
+        splits={name: manifest["splits"][name]["examples"] for name in names},
+        digest=manifest["digest"],
+        manifest=manifest,
+    )
+
+
+def read(dataset: DataSet, split: str) -> Iterator[Example]:
+    """The examples of a split, in stored order.
+
+    Raises:
+      DataError: no such split, or a damaged shard; names it.
+    """
+    if split not in dataset.splits:
+        raise DataError(f"{dataset.directory}: no split '{split}'; there are {', '.join(dataset.splits)}")
+    shards = [records.Shard(*shard) for shard in dataset.manifest["splits"][split]["shards"]]
+    return _identified(records.read(dataset.directory, shards, dataset.manifest["features"]))
+
+
+def _identified(stored: Iterator[records.Record]) -> Iterator[Example]:
+    seen: Counter[str] = Counter()
+    for record in stored:
+        identity = hashlib.sha256(record.image).hexdigest()[:16]
+        repeat = seen[identity]
+        seen[identity] += 1
+        yield Example(f"{identity}-{repeat}" if repeat else identity, record.name, record.image, record.label)

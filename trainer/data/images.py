@@ -1,0 +1,153 @@
+"""Encoded images: what is in them, and what of them a data set keeps."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+READ = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+STORED = ("JPEG", "MPO", "PNG")  # an MPO, as telephones write it, opens as a JPEG and has more behind it
+MAX_PIXELS = 100_000_000
+
+_ORIENTATION = 0x0112
+
+Image.init()  # or Pillow knows of no WEBP when it is told to try them
+# A picture between Pillow's two limits is refused below, by ours; its warning would be a second voice.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class BadImageError(Exception):
+    """Bytes that are no image we can use; the text says why, without a file name."""
+
+
+class Header(NamedTuple):
+    """What an image says of itself before its pixels are decoded; sizes in pixels."""
+
+    height: int
+    width: int
+    channels: int
+
+
+def header(data: bytes) -> Header:
+    """The header of an encoded image as a data set may hold it: JPEG or PNG.
+
+    Raises:
+      BadImageError: another format, no image, cut short, or too large.
+    """
+    image = _opened(data)
+    if image.format not in STORED:
+        raise BadImageError(f"it is {image.format}, a data set holds JPEG and PNG")
+    if not _ends(data):
+        _decoded(image)
+    return Header(image.height, image.width, 1 if image.mode in ("1", "L", "LA", "I", "I;16") else 3)
+
+
+def to_store(data: bytes) -> tuple[bytes, bool]:
+    """The bytes a data set keeps of the image file `data`, and whether they are other than its own.
+
+    JPEG and PNG of 8 bits in grey or RGB, upright, are kept as they are.  All else becomes a
+    PNG in grey or RGB: turned upright, transparency over white, 16 bits scaled to 8, the
+    first frame of an animation.
+
+    Raises:
+      BadImageError: no image, an unknown format, cut short, or too large.
+    """
+    if not data:
+        raise BadImageError("it is empty")
+    image = _opened(data)
+    if _kept_as_is(data, image):
+        return data, False
+    _decoded(image)
+    return png(_upright_8_bit(image)), True
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 pixels [height, width] or [height, width, 1 or 3], the same bytes each time."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def undecodable(images: Sequence[bytes]) -> int | None:
+    """The position of the first of `images` that TensorFlow's decoder refuses, or None.
+
+    It is stricter than Pillow, and is what training decodes with.
+    """
+    import tensorflow as tf
+
+    def size(image: tf.Tensor) -> tf.Tensor:
+        return tf.size(tf.io.decode_image(image, expand_animations=False))
+
+    def decodes(some: Sequence[bytes]) -> bool:
+        sizes = tf.data.Dataset.from_tensor_slices(list(some)).map(size, num_parallel_calls=tf.data.AUTOTUNE)
+        try:
+            for _ in sizes.batch(len(some)):
+                pass
+        except tf.errors.InvalidArgumentError:
+            return False
+        return True
+
+    if not images or decodes(images):
+        return None
+    return next((i for i in range(len(images)) if not decodes(images[i : i + 1])), None)
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=READ)
+    except Image.DecompressionBombError:
+        raise BadImageError(f"it is larger than {MAX_PIXELS:,} pixels") from None
+    except Exception:  # Pillow raises whatever the bytes provoke
+        raise BadImageError(f"it is no image in {', '.join(READ)}, or is damaged") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImageError(f"{image.width}x{image.height} is larger than {MAX_PIXELS:,} pixels")
+    return image
+
+
+def _decoded(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise BadImageError(f"it is cut short or damaged ({' '.join(str(error).split())})") from None
+
+
+def _ends(data: bytes) -> bool:
+    """Whether the file's last marker is there; without it, only a decoder knows what is missing."""
+    return data.endswith(b"\xff\xd9") or data.endswith(b"IEND\xaeB`\x82")
+
+
+def _kept_as_is(data: bytes, image: Image.Image) -> bool:
+    if image.format not in STORED or image.mode not in ("L", "RGB"):
+        return False
+    if "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
+        return False
+    if image.format != "PNG":
+        return True
+    # Pillow shows 16 bits a channel as plain RGB; the file's own header, at bytes 24 and 25, does not.
+    depth, colour = data[24], data[25]
+    return depth == 8 and colour in (0, 2) and "transparency" not in image.info and not _animated(image)
+
+
+def _animated(image: Image.Image) -> bool:
+    return bool(getattr(image, "is_animated", False))
+
+
+def _upright_8_bit(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return np.asarray(image.convert("L"))
+    grey = image.mode in ("1", "L", "LA", "La", "P")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert("RGB"))
+    # A palette may hold nothing but grey.
+    if grey and (pixels == pixels[..., :1]).all():
+        return np.ascontiguousarray(pixels[..., 0])
+    return pixels

@@ -1,0 +1,125 @@
+"""Makes a data set of what a source has: fill, inspect, describe, move in."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer import artifact
+from trainer.data import checks, records
+from trainer.data.dataset import KIND, DataSet, of_manifest, open_dataset
+from trainer.data.sources import SOURCES
+from trainer.errors import DataError, TrainerError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    source: str, output: Path, *, data_dir: Path | None = None, data_time: str | None = None, clean: bool = False
+) -> DataSet:
+    """Prepares `source` as a data set at `output`; what is there and the same already is kept.
+
+    `source` is digits, folder:PATH, synthetic[:HxWxC:classes:examples] or a name of TFDS.
+    `data_dir` is where TFDS looks for prepared data and keeps what it downloads; `data_time`,
+    an ISO date and time, stands in the manifest for now.
+
+    Raises:
+      UsageError: something else is at `output` and not `clean`, or an argument cannot be.
+      DataError: the source has no images a classifier can learn from; names the file.
+      StorageError: `output` cannot be written.
+    """
+    output = Path(output).expanduser().absolute()
+    data_dir = Path(data_dir).expanduser().absolute() if data_dir else None
+    kind, _, argument = source.partition(":")
+    _require_apart(output, kind, argument, data_dir)
+    manifest = {"kind": KIND, "source": source, "data_time": _utc(data_time)}
+    old = _there(output, source) if artifact.occupied(output) and not clean else None
+    if old and kind not in SOURCES and data_dir is None:
+        # A version of TFDS is what it is: no second download to see that.
+        return _kept(old)
+    try:
+        with artifact.building(output, manifest, clean=clean or old is not None) as directory:
+            manifest |= _filled(source, directory, data_dir)
+            if old:
+                _require_same(old, manifest)
+                raise _AlreadyThereError
+    except _AlreadyThereError:
+        assert old
+        return _kept(old)
+    dataset = of_manifest(output, artifact.read_manifest(output, KIND))
+    log.info("%s", _summary(dataset))
+    return dataset
+
+
+class _AlreadyThereError(Exception):
+    """Leaves `building` so that what is at the output stays."""
+
+
+def _filled(source: str, directory: Path, data_dir: Path | None) -> dict:
+    """The manifest's part about the examples, which are now in `directory`."""
+    kind, _, argument = source.partition(":")
+    if kind in SOURCES:
+        layout = SOURCES[kind](argument, directory, data_dir)
+    else:
+        from trainer.data.sources import tfds  # its import costs a second that no other source needs
+
+        layout = tfds.fill(source, directory, data_dir)
+    try:
+        described = checks.manifest_of(checks.inspect(directory, layout), layout)
+        if layout.name:
+            checks.require_training_images(layout, described)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    if layout.name:
+        records.write_metadata(directory, layout, described["image_shape"])
+    return described
+
+
+def _there(output: Path, source: str) -> DataSet:
+    """The data set at `output`, if it is one of the same source."""
+    advice = "give another --output, or --clean to replace it"
+    try:
+        there = open_dataset(output)
+    except TrainerError as error:
+        raise UsageError(f"{error}; {advice}") from None
+    if there.manifest["source"] != source:
+        raise UsageError(f"{output}: holds a data set of {there.manifest['source']}; {advice}")
+    return there
+
+
+def _require_same(old: DataSet, manifest: dict) -> None:
+    if (manifest["digest"], manifest["class_names"]) != (old.digest, list(old.class_names)):
+        raise UsageError(
+            f"{old.directory}: holds other examples of {manifest['source']}, as it was {old.manifest['data_time']}; "
+            "give another --output, or --clean to replace it"
+        )
+
+
+def _kept(old: DataSet) -> DataSet:
+    log.info("%s is already there", old.directory)
+    return old
+
+
+def _require_apart(output: Path, kind: str, argument: str, data_dir: Path | None) -> None:
+    """Refuses an output that would become part of its own source, or would replace it."""
+    for place in [Path(argument).expanduser()] * (kind == "folder" and argument != "") + [data_dir] * bool(data_dir):
+        assert place
+        inside, around = output.resolve(), place.resolve()
+        if (inside.is_relative_to(around) and kind == "folder") or around.is_relative_to(inside):
+            raise UsageError(f"{output}: may not be inside {place}, nor {place} in it; give another --output")
+
+
+def _utc(data_time: str | None) -> str:
+    if not data_time:
+        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        given = datetime.fromisoformat(data_time)
+    except ValueError:
+        raise UsageError(f"data_time={data_time}: must be as 2026-01-31T12:00:00Z") from None
+    return (given.astimezone(UTC) if given.tzinfo else given).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _summary(dataset: DataSet) -> str:
+    height, width, channels = dataset.image_shape
+    size = f"{height or 'any'}x{width or 'any'}x{channels}"
+    splits = ", ".join(f"{name} {examples:,}" for name, examples in dataset.splits.items())
+    return f"{dataset.directory}: {len(dataset.class_names)} classes, images {size}: {splits}"
