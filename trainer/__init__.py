@@ -1,0 +1,1 @@
+"""The program: prepare, train, evaluate and predict.  It knows nothing of pipelines."""

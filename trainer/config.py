@@ -93,7 +93,7 @@ class Config:
 
     # What is written
     log_steps: int = knob(100, "steps from one throughput line to the next", low=1)
-    checkpoint_epochs: int = knob(1, "epochs from one checkpoint to the next", low=1)
+    checkpoint_steps: int = knob(0, "steps from one checkpoint to the next; 0: whenever it costs little time", low=0)
     keep_checkpoints: int = knob(3, "newest checkpoints kept, beside the best", low=1)
     enable_tensorboard: bool = knob(False, "write TensorBoard summaries into the run directory")
 

@@ -1,0 +1,192 @@
+"""The command line: `python -m trainer COMMAND`.  Parses, calls, prints."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from trainer import launch, quiet
+from trainer.commandline import Command, main
+from trainer.config import describe, override, to_dict
+from trainer.errors import UsageError
+from trainer.recipes import RECIPES, recipe
+
+PROGRAM = "python -m trainer"
+SUMMARY = "Prepare images, train a classifier on them, and see what it is worth."
+
+
+def prepare(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `prepare`."""
+    quiet.import_tensorflow()
+    from trainer.data import prepare as preparation
+
+    data_dir = Path(values.data_dir) if values.data_dir else None
+    made = preparation.run(
+        values.dataset, Path(values.output), data_dir=data_dir, data_time=values.data_time, clean=values.clean
+    )
+    result = {"data": str(made.directory), "digest": made.digest, "classes": len(made.class_names), **made.splits}
+    _print(values, result, f"{made.directory}: {len(made.class_names)} classes; {_counts(made.splits)}")
+
+
+def train(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `train`."""
+    manifest = launch.train(
+        Path(values.data),
+        Path(values.output),
+        recipe=values.recipe,
+        overrides=values.set,
+        workers=values.workers,
+        run_dir=Path(values.run_dir) if values.run_dir else None,
+        clean=values.clean,
+        worker_hosts=values.worker_hosts,
+        task_index=values.task_index,
+        expected_workers=values.expected_workers,
+    )
+    metrics = manifest["metrics"]
+    said = ", ".join(
+        f"{name} {metrics[name]:.4f}" for name in ("loss", "eval_loss", "accuracy_top_1") if name in metrics
+    )
+    _print(values, {"model": values.output, **metrics}, f"{values.output}: {said} after step {metrics['step']}")
+
+
+def evaluate(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `evaluate`."""
+    from trainer import evaluate as evaluation
+
+    output = Path(values.output)
+    found = evaluation.run(Path(values.model), Path(values.data), output, split=values.split, clean=values.clean)
+    top = found["accuracy_top_1"]
+    line = f"accuracy {top['value']:.4f} (95 % interval {top['low']:.4f} to {top['high']:.4f}, n={top['n']})"
+    _print(values, found, f"{line}; {output / 'report.html'}")
+
+
+def predict(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `predict`."""
+    from trainer import predict as prediction
+
+    if not words:
+        raise UsageError("predict: name at least one image")
+    rows = prediction.run(Path(values.model), [Path(word) for word in words])
+    _print(values, rows, "\n".join(f"{row['file']}\t{row['class']}\t{row['probability']:.4f}" for row in rows))
+
+
+def recipes(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `recipes`."""
+    if len(words) > 1:
+        raise UsageError(f"recipes: one name at the most, not {len(words)}")
+    if not words:
+        listed = {name: (make.__doc__ or "").splitlines()[0] for name, make in RECIPES.items()}
+        width = max(map(len, listed)) + 2
+        _print(values, listed, "\n".join(f"{name:{width}}{line}" for name, line in listed.items()))
+        return
+    config = override(recipe(words[0]), values.set)
+    _print(values, to_dict(config), describe(config))
+
+
+def _print(values: flags.FlagValues, result: Any, text: str) -> None:
+    print(json.dumps(result, indent=1) if values.json else text)
+
+
+def _counts(splits: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in splits.items())
+
+
+def _flags(*definitions: Callable[[flags.FlagValues], Any]) -> Callable[[flags.FlagValues], None]:
+    def define(values: flags.FlagValues) -> None:
+        for definition in definitions:
+            definition(values)
+        flags.DEFINE_bool("json", False, "print the result as JSON", flag_values=values)
+
+    return define
+
+
+def _text(name: str, meaning: str, *, default: str | None = None) -> Callable[[flags.FlagValues], Any]:
+    """A flag of text; without a default it has to be given."""
+
+    def define(values: flags.FlagValues) -> None:
+        required = default is None
+        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
+
+    return define
+
+
+def _number(name: str, default: int | None, meaning: str) -> Callable[[flags.FlagValues], Any]:
+    return lambda values: flags.DEFINE_integer(name, default, meaning, flag_values=values)
+
+
+def _switch(name: str, meaning: str) -> Callable[[flags.FlagValues], Any]:
+    return lambda values: flags.DEFINE_bool(name, False, meaning, flag_values=values)
+
+
+def _overrides(values: flags.FlagValues) -> None:
+    meaning = "field=value, over the recipe; may be repeated"
+    flags.DEFINE_multi_string("set", [], meaning, flag_values=values)
+
+
+DATA = _text("data", "data set that `prepare` made")
+MODEL = _text("model", "model that `train` made")
+CLEAN = _switch("clean", "replace what is at --output")
+
+COMMANDS = {
+    "prepare": Command(
+        "Make a checked data set of images that any source holds.",
+        f"{PROGRAM} prepare --dataset=folder:photos --output=runs/photos",
+        _flags(
+            _text("dataset", "digits, a TFDS name, folder:PATH, synthetic or synthetic:HxWxC:CLASSES:EXAMPLES"),
+            _text("output", "directory to make"),
+            _text("data_dir", "where TFDS finds prepared data sets, or puts them", default=""),
+            _text("data_time", "when the data are from, ISO 8601; by default now", default=""),
+            CLEAN,
+        ),
+        prepare,
+    ),
+    "train": Command(
+        "Train a classifier and export it.",
+        f"{PROGRAM} train --data=runs/photos --output=runs/model --set=train_epochs=20 --workers=2",
+        _flags(
+            DATA,
+            _text("output", "model directory to make"),
+            _text("recipe", f"one of {', '.join(RECIPES)}", default="default"),
+            _overrides,
+            _number("workers", 1, "local worker processes, which share the cores"),
+            _text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
+            _text("worker_hosts", "host:port of all workers, with commas; TF_CONFIG wins over it", default=""),
+            _number("task_index", None, "which of --worker_hosts this is, from 0"),
+            _number("expected_workers", 0, "refuse to train with another number of workers; 0: any"),
+            _switch("clean", "forget checkpoints in --run_dir and replace what is at --output"),
+        ),
+        train,
+    ),
+    "evaluate": Command(
+        "Measure an exported model on a split it was not trained on.",
+        f"{PROGRAM} evaluate --model=runs/model --data=runs/photos --output=runs/evaluation",
+        _flags(
+            MODEL,
+            DATA,
+            _text("output", "directory to make"),
+            _text("split", "split to measure on", default="test"),
+            CLEAN,
+        ),
+        evaluate,
+    ),
+    "predict": Command(
+        "Say what is on images: file, class and probability, a line each.",
+        f"{PROGRAM} predict --model=runs/model cat.jpg dog.png",
+        _flags(MODEL),
+        predict,
+        arguments="IMAGE…",
+    ),
+    "recipes": Command(
+        "List the recipes, or show one whole.",
+        f"{PROGRAM} recipes cifar10_resnet20",
+        _flags(_overrides),
+        recipes,
+        arguments="[NAME]",
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(PROGRAM, SUMMARY, COMMANDS))

@@ -1,0 +1,177 @@
+"""What happens between the calls of the device: each a callable (state) → None for the loop."""
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from trainer.checkpoint import Checkpoints
+from trainer.config import Config
+from trainer.loop import Action, State
+from trainer.schedule import Plan
+from trainer.signals import StopSignal
+
+logger = logging.getLogger(__name__)
+
+# Saving takes at most this share of the time, unless checkpoint_steps says when to save.
+SAVING_SHARE = 0.02
+
+
+def record_epochs(
+    config: Config, plan: Plan, rates: Sequence[float], evaluate: Callable[[], tuple[float, float]] | None
+) -> Action:
+    """At each epoch's end: a row of history, with the validation's numbers where one is due.
+
+    `evaluate` gives loss and accuracy over the validation examples.  Stops the run when
+    its loss has not improved for early_stop_epochs.
+    """
+
+    def act(state: State) -> None:
+        last = state.step == plan.total
+        epoch = plan.epoch_at(state.step)
+        if epoch is None and not last:
+            return
+        steps = state.step - state.since
+        row: dict[str, float | int | None] = {
+            "epoch": round(plan.epoch_of(state.step), 2) if epoch is None else epoch,
+            "step": state.step,
+            "learning_rate": rates[state.step - 1],
+            "loss": state.loss_sum / steps,
+            "training_accuracy_top_1": state.correct_sum / steps,
+            "eval_loss": None,
+            "accuracy_top_1": None,
+        }
+        if evaluate and (epoch is None or last or epoch % config.epochs_between_evals == 0):
+            row["eval_loss"], row["accuracy_top_1"] = evaluate()
+            _note_best(config, state, row)
+        state.history.append(row)
+        state.since, state.loss_sum, state.correct_sum = state.step, 0.0, 0.0
+
+    return act
+
+
+def _note_best(config: Config, state: State, row: Mapping) -> None:
+    if state.best is None or row["eval_loss"] < state.best["eval_loss"]:
+        state.best = dict(row)
+    elif config.early_stop_epochs and row["epoch"] - state.best["epoch"] >= config.early_stop_epochs:
+        state.stopped = f"eval_loss has not improved since epoch {state.best['epoch']}"
+
+
+def save_checkpoints(
+    config: Config,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    variables: Callable[[], dict[str, np.ndarray]],
+    signal: StopSignal,
+) -> Action:
+    """Saves when it is due, at the end, and when a signal asks to stop, which it then does."""
+
+    def due(state: State) -> bool:
+        if signal.received or state.stopped or state.step == plan.total:
+            return True
+        if config.early_stop_epochs and state.best and state.best["step"] == state.step:
+            return True  # its weights are what early stopping goes back to
+        if config.checkpoint_steps:
+            return state.step % config.checkpoint_steps == 0
+        return time.monotonic() - checkpoints.saved_at > max(checkpoints.seconds, 0.1) / SAVING_SHARE
+
+    def act(state: State) -> None:
+        if due(state):
+            best = state.best["step"] if state.best else None
+            checkpoints.save(state.step, variables(), dataclasses.asdict(state), best)
+
+    return act
+
+
+def stop_on_signal(signal: StopSignal) -> Action:
+    """Ends the run with the error of the signal that was received."""
+
+    def act(state: State) -> None:
+        if signal.received:
+            raise signal.error(state.step)
+
+    return act
+
+
+def report_progress(config: Config, plan: Plan, start: State) -> Action:
+    """Throughput, metrics and the time that is left: a bar on a terminal, else lines.
+
+    The time left is reckoned from all that happened since the first call, validation and
+    checkpoints included, so it does not promise what only training steps would keep.
+    """
+    bar = None
+    if sys.stderr.isatty():
+        bar = tqdm.tqdm(total=plan.total, initial=start.step, unit="step", dynamic_ncols=True, leave=False)
+    began: list[tuple[float, int]] = []
+    said = [start.step, len(start.history)]  # step of the last line, rows of history
+
+    def act(state: State) -> None:
+        began.append((time.monotonic(), state.step))
+        del began[1:-1]  # the first call compiles: the clock starts after it
+        pace = (state.step - began[0][1]) / max(began[-1][0] - began[0][0], 1e-9)
+        speed = (
+            f"  {pace * plan.batch_size:,.0f} images/s  {_duration((plan.total - state.step) / pace)} left"
+            if pace
+            else ""
+        )
+        if bar:
+            bar.update(state.step - bar.n)
+            bar.set_postfix_str(speed.strip())
+        rows = state.history[said[1] :]
+        said[1] = len(state.history)
+        for row in rows:
+            _say(bar, f"epoch {row['epoch']}/{config.train_epochs}{_numbers(row)}{speed}")
+            said[0] = state.step
+        if not bar and state.step - said[0] >= config.log_steps:
+            done = state.step - state.since
+            _say(bar, f"step {state.step}/{plan.total}  loss {state.loss_sum / done:.4f}{speed}")
+            said[0] = state.step
+        if bar and (state.stopped or state.step == plan.total):
+            bar.close()
+
+    return act
+
+
+def write_summaries(directory: Path, start: State) -> Action:
+    """Each new row of history as TensorBoard scalars under `directory`."""
+    writer = tf.summary.create_file_writer(str(directory))
+    written = [len(start.history)]
+
+    def act(state: State) -> None:
+        with writer.as_default():
+            for row in state.history[written[0] :]:
+                for name, value in row.items():
+                    if value is not None and name not in ("epoch", "step"):
+                        tf.summary.scalar(name, value, step=row["step"])
+        if len(state.history) > written[0]:
+            written[0] = len(state.history)
+            writer.flush()
+
+    return act
+
+
+def _numbers(row: Mapping) -> str:
+    text = f"  loss {row['loss']:.4f}  accuracy {row['training_accuracy_top_1']:.4f}"
+    if row["eval_loss"] is not None:
+        text += f"  validation loss {row['eval_loss']:.4f}  accuracy {row['accuracy_top_1']:.4f}"
+    return text
+
+
+def _say(bar: tqdm.tqdm | None, line: str) -> None:
+    if bar:
+        bar.clear()
+    logger.info(line)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,138 @@
+"""An exported model against a split of a data set: metrics, predictions and the report."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from trainer import artifact, metrics, report, saved_model
+from trainer.data import dataset as datasets
+from trainer.data.dataset import DataSet
+from trainer.errors import DataError, UsageError
+from trainer.predictions import Predictions
+from trainer.saved_model import SavedModel
+
+KIND = "evaluation"
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.npz"
+REPORT_FILE = "report.html"
+
+
+def run(model: Path, data: Path, output: Path, *, split: str = "test", clean: bool = False) -> dict[str, Any]:
+    """Evaluates the exported `model` on a split of `data`, and returns what metrics.json holds.
+
+    Raises:
+      DataError: the model or the data set is not what its manifest says, they name other
+        classes, there is no such split, or the model gives no probabilities for an example.
+      UsageError: another thing is at `output`, and not `clean`.
+      StorageError: `output` cannot be written.
+    """
+    output = Path(output)
+    exported = saved_model.open_model(Path(model))
+    dataset = datasets.open_dataset(Path(data))
+    columns = _columns(exported, dataset)
+    subject = _subject(exported, dataset, split)
+    there = None if clean else _already_there(output, subject)
+    if there is not None:
+        logging.info("%s: already there", output)
+        return there
+    predictions = predict(exported, dataset, split, columns)
+    measured = {**subject, "n": len(predictions.label), **measure(predictions, dataset.class_names)}
+    page = report.render(measured, exported, dataset, report.worst_mistakes(predictions, dataset, split))
+    manifest = {"kind": KIND, **subject, "n": measured["n"], "class_names": measured["class_names"]}
+    manifest["metrics"] = {name: measured[name] for name in metrics.METRICS if name in measured}
+    with artifact.building(output, manifest, clean=clean) as directory:
+        (directory / METRICS_FILE).write_text(json.dumps(measured, indent=1, allow_nan=False) + "\n")
+        predictions.save(directory / PREDICTIONS_FILE)
+        (directory / REPORT_FILE).write_text(page, encoding="utf-8")
+    return measured
+
+
+def predict(model: SavedModel, dataset: DataSet, split: str, columns: list[int]) -> Predictions:
+    """The probabilities of every example of `split`, column k being the model's column `columns[k]`.
+
+    Raises:
+      DataError: the split is empty, or a row is not a distribution; names the example.
+    """
+    if not dataset.splits[split]:
+        raise DataError(f"{dataset.directory}: split '{split}' is empty; there is nothing to evaluate")
+    classify = saved_model.load(model)
+    labels, ids, names, rows = [], [], [], []
+    examples = datasets.read(dataset, split)
+    with tqdm.tqdm(total=dataset.splits[split], unit=" images", desc="evaluate", disable=None, leave=False) as bar:
+        for batch in saved_model.batches(examples, lambda example: example.image, model):
+            rows.append(classify([example.image for example in batch])[:, columns])
+            labels += [example.label for example in batch]
+            ids += [example.id for example in batch]
+            names += [example.name for example in batch]
+            bar.update(len(batch))
+    found = Predictions(np.array(labels, np.int32), np.concatenate(rows), np.array(ids), np.array(names))
+    _check(found, model)
+    return found
+
+
+def measure(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Every metric of `predictions`, as metrics.json has them: a number that does not exist is null."""
+    labels, probabilities = predictions.label, predictions.probabilities
+    return {
+        **metrics.headline(labels, probabilities),
+        "class_names": list(class_names),
+        "per_class": metrics.per_class(labels, probabilities, class_names),
+        "confusion_matrix": metrics.confusion_matrix(labels, probabilities),
+    }
+
+
+def _columns(model: SavedModel, dataset: DataSet) -> list[int]:
+    ours, theirs = dataset.class_names, model.class_names
+    if sorted(ours) == sorted(theirs):
+        return [theirs.index(name) for name in ours]
+    differ = [
+        f"{owner} has no {', '.join(repr(name) for name in missing[:5])}{' …' * (len(missing) > 5)}"
+        for owner, missing in (
+            (model.directory, [name for name in ours if name not in theirs]),
+            (dataset.directory, [name for name in theirs if name not in ours]),
+        )
+        if missing
+    ]
+    raise DataError(f"the class names differ: {'; '.join(differ)}; evaluate on the classes the model was trained on")
+
+
+def _subject(model: SavedModel, dataset: DataSet, split: str) -> dict[str, Any]:
+    """What makes two evaluations the same one."""
+    if split not in dataset.splits:
+        raise DataError(f"{dataset.directory}: no split '{split}'; there are {', '.join(dataset.splits)}")
+    return {
+        "model_digest": model.digest,
+        "data_digest": dataset.digest,
+        "split": split,
+        "split_digest": dataset.manifest["splits"][split]["digest"],
+    }
+
+
+def _already_there(output: Path, subject: dict[str, Any]) -> dict[str, Any] | None:
+    if not artifact.occupied(output):
+        return None
+    remedy = "give another --output, or --clean to replace it"
+    try:
+        manifest = artifact.verify(output, KIND)
+    except DataError as error:
+        raise UsageError(f"{error}; {remedy}") from None
+    differs = [name for name, value in subject.items() if manifest.get(name) != value]
+    if differs:
+        raise UsageError(f"{output}: is an evaluation with another {', '.join(differs)}; {remedy}")
+    return json.loads((output / METRICS_FILE).read_text())
+
+
+def _check(predictions: Predictions, model: SavedModel) -> None:
+    rows = predictions.probabilities
+    wrong = ~(np.isfinite(rows).all(axis=1) & (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) < 1e-2))
+    if wrong.any():
+        first = int(wrong.argmax())
+        example = f"example {predictions.id[first]} {predictions.name[first]}".strip()
+        raise DataError(
+            f"{model.directory}: {int(wrong.sum())} of {len(rows)} answers are no probabilities"
+            f" (NaN, negative, or a sum other than 1), first for {example}; train it again"
+        )

@@ -1,0 +1,25 @@
+"""What this machine has: cores, and arithmetic that its processor does natively."""
+
+import os
+from pathlib import Path
+
+
+def cores() -> int:
+    """Processors this process may use: its affinity, cut by the container's quota."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            available = min(available, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here
+    return available
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 arithmetic; emulated, it is slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

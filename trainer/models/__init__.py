@@ -1,0 +1,24 @@
+"""The architectures: each a function (config, image shape, classes, dtype policy) → Keras model."""
+
+from collections.abc import Callable
+
+import keras
+
+from trainer.config import Config
+from trainer.errors import UsageError
+from trainer.models.cifar_resnet import cifar_resnet
+
+MODELS: dict[str, Callable[[Config, tuple[int, int, int], int, str], keras.Model]] = {
+    "cifar_resnet": cifar_resnet,
+}
+
+
+def build(config: Config, image_shape: tuple[int, int, int], classes: int, policy: str) -> keras.Model:
+    """The model that `config` names: [N, *image_shape] standardised images to float32 logits [N, classes].
+
+    Raises:
+      UsageError: no such model, or a size that it does not come in.
+    """
+    if config.model not in MODELS:
+        raise UsageError(f"model={config.model}: there are {', '.join(MODELS)}")
+    return MODELS[config.model](config, image_shape, classes, policy)

@@ -1,0 +1,146 @@
+"""The report's plots, as SVG that takes its text and line colours from the page around it."""
+
+import csv
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Stand-ins that become CSS variables of the page, so that one drawing suits light and dark.
+INK, FIRST, SECOND = "#010203", "#010204", "#010205"
+COLOURS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)"}
+RIGHT, WRONG = (47, 111, 208), (217, 98, 43)
+
+NUMBERED_CLASSES = 20  # above it, a cell has no room for a number
+NAMED_CLASSES = 40  # above it, only some rows have room for a name
+LONGEST_NAME = 18
+FONT_SIZE = 12.5
+
+STYLE = {
+    "font.size": FONT_SIZE,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called $x$
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+History = dict[str, list[float]]
+
+
+def read_history(file: Path) -> History:
+    """The columns of a history.csv; a cell without a number is NaN, a missing file has no columns."""
+    if not file.is_file():
+        return {}
+    with open(file, newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def learning_curve(name: str, history: History, training: str, validation: str) -> str:
+    """A quantity over the epochs, on the training and on the validation examples; "" without any."""
+    curves = [("training", training, SECOND), ("validation", validation, FIRST)]
+    with _style(name):
+        figure = Figure(figsize=(420 / 72, 260 / 72), dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel="epoch", title=name)
+        for label, column, colour in curves:
+            points = [(x, y) for x, y in zip(history.get("epoch", []), history.get(column, []), strict=False)]
+            points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+            if points:
+                marker = "o" if len(points) < 3 else None
+                axes.plot(*zip(*points, strict=True), label=label, color=colour, linewidth=1.8, marker=marker)
+        if not axes.lines:
+            return ""
+        axes.grid(color=INK, alpha=0.12, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+        return _svg(figure, name)
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """Counts [K, K], true class by predicted class; a cell's strength is the root of its share of the row."""
+    matrix = np.array(counts)
+    classes = len(matrix)
+    share = np.sqrt(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))
+    side = max(classes * min(72, max(34, 440 // classes)), 150) if classes <= NUMBERED_CLASSES else 620
+    with _style("confusion"):
+        figure = Figure(figsize=(side / 72, side / 72), dpi=72)
+        axes = figure.add_axes((0, 0, 1, 1), xlabel="predicted", ylabel="true")
+        axes.imshow(_cells(share), interpolation="none")
+        axes.spines[:].set_visible(False)
+        _name_ticks(axes, class_names)
+        if classes <= NUMBERED_CLASSES:
+            for row, column in zip(*matrix.nonzero(), strict=True):
+                colour = "white" if share[row, column] > 0.6 else INK
+                axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=colour)
+        return _svg(figure, "confusion")
+
+
+def _cells(share: np.ndarray) -> np.ndarray:
+    """RGBA bytes [K, K, 4]: blue where right, orange where wrong, over whatever the page is."""
+    cells = np.empty((*share.shape, 4), np.uint8)
+    cells[..., :3] = WRONG
+    np.einsum("iij->ij", cells)[:, :3] = RIGHT
+    cells[..., 3] = np.round(255 * (0.05 + 0.95 * share))
+    return cells
+
+
+def _name_ticks(axes: matplotlib.axes.Axes, class_names: Sequence[str]) -> None:
+    classes = len(class_names)
+    step = 1 if classes <= NAMED_CLASSES else math.ceil(classes / 25)
+    places = list(range(0, classes, step))
+    names = [_short(class_names[k]) for k in places]
+    size = FONT_SIZE if classes <= NUMBERED_CLASSES else 10.5
+    axes.set_xticks(places, names, fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
+    if max(map(len, names)) > 3:
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0 if step == 1 else 3)
+
+
+def _short(name: str) -> str:
+    name = "".join(letter if letter.isprintable() else " " for letter in name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _style(name: str) -> AbstractContextManager[None]:
+    return matplotlib.rc_context({**STYLE, "svg.hashsalt": name})
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an inline <svg>: same figure, same bytes; ids that no other figure of the page has."""
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        # Matplotlib only measures with its own font, which lacks many scripts; the browser draws.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04, metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :].strip()
+    opening, rest = text.split(">", 1)
+    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening).groups())  # type: ignore[union-attr]
+    rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", rest)
+    for stand_in, colour in COLOURS.items():
+        rest = rest.replace(stand_in, colour)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" style="width: {width:.0f}px" role="img" aria-label="{name}">{rest}'

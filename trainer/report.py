@@ -1,0 +1,175 @@
+"""One HTML file that shows a person what an evaluation found: no script, nothing from outside."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+from PIL import Image
+
+from trainer import metrics, plots
+from trainer.config import Config, shown
+from trainer.data import dataset as datasets
+from trainer.data.dataset import DataSet
+from trainer.predictions import Predictions
+from trainer.saved_model import SavedModel
+
+MISTAKES = 24
+LARGEST_PICTURE = 192  # pixels a side; 24 of them in colour stay within 3 MiB
+PIXEL_ART = 64  # up to this many pixels a side, a browser must not smooth what it enlarges
+CONFUSIONS = 10
+
+
+class Picture(NamedTuple):
+    """An image as a data URI, and whether it is so small that its pixels are to be seen."""
+
+    uri: str
+    small: bool
+
+
+class Mistake(NamedTuple):
+    """A wrong answer: the example's name (or id), and the probabilities of the answer and of the right class."""
+
+    name: str
+    true: str
+    predicted: str
+    probability: float
+    of_true: float
+    picture: Picture
+
+
+def worst_mistakes(predictions: Predictions, dataset: DataSet, split: str) -> list[Mistake]:
+    """The most confident wrong answers with their pictures, at most MISTAKES."""
+    wanted = predictions.confident_mistakes(MISTAKES)
+    pictures: dict[int, Picture] = {}
+    for position, example in enumerate(datasets.read(dataset, split)):
+        if len(pictures) == len(wanted):
+            break
+        if position in wanted:
+            pictures[position] = _picture(example.image)
+    found = []
+    for position in wanted:
+        row, label = predictions.probabilities[position], predictions.label[position]
+        answer = int(row.argmax())
+        mistake = Mistake(
+            name=str(predictions.name[position]) or str(predictions.id[position]),
+            true=dataset.class_names[label],
+            predicted=dataset.class_names[answer],
+            probability=float(row[answer]),
+            of_true=float(row[label]),
+            picture=pictures[position],
+        )
+        found.append(mistake)
+    return found
+
+
+def render(measured: dict[str, Any], model: SavedModel, dataset: DataSet, mistakes: Sequence[Mistake]) -> str:
+    """The page for what metrics.json holds; the same inputs give the same bytes."""
+    loader = jinja2.PackageLoader("trainer")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = _number
+    environment.filters["interval"] = _interval
+    environment.filters["breakable"] = _breakable
+    history = plots.read_history(model.directory / "history.csv")
+    curves = [
+        plots.learning_curve("loss", history, "loss", "eval_loss"),
+        plots.learning_curve("accuracy", history, "training_accuracy_top_1", "accuracy_top_1"),
+    ]
+    return environment.get_template("report.html").render(
+        measured=measured,
+        model=model,
+        dataset=dataset,
+        mistakes=mistakes,
+        wrong=measured["n"] - sum(row[k] for k, row in enumerate(measured["confusion_matrix"])),
+        notes=_notes(measured, model, dataset),
+        numbers=_numbers(measured),
+        curves=[markupsafe.Markup(curve) for curve in curves if curve],
+        matrix=markupsafe.Markup(plots.confusion_matrix(measured["confusion_matrix"], measured["class_names"])),
+        confusions=_confusions(measured),
+        classes=_classes(measured),
+        config=_config(model),
+    )
+
+
+def _picture(image: bytes) -> Picture:
+    with Image.open(io.BytesIO(image)) as opened:
+        picture = opened.convert("L" if opened.mode == "L" else "RGB")
+    small = max(picture.size) <= PIXEL_ART
+    picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True, icc_profile=None)
+    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), small)
+
+
+def _numbers(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for name, metric in metrics.METRICS.items():
+        if name in measured:
+            meaning = (metric.__doc__ or "").split("\n")[0]
+            found.append({"name": name.replace("_", " ").replace("f1", "F1"), "meaning": meaning, **measured[name]})
+    return found
+
+
+def _notes(measured: dict[str, Any], model: SavedModel, dataset: DataSet) -> list[str]:
+    """What a reader must know before believing a number."""
+    notes = []
+    missing = [row["class"] for row in measured["per_class"] if not row["support"]]
+    if missing:
+        notes.append(f"The split has no example of {', '.join(missing)}: nothing is known about them.")
+    trained = model.manifest.get("data", {})
+    if trained.get("digest") != dataset.digest:
+        notes.append(f"The model was trained on another data set, {trained.get('source', 'unknown')}.")
+    elif measured["split_digest"] == dataset.manifest["splits"].get("train", {}).get("digest"):
+        notes.append("These are the examples that the model was trained on: the numbers flatter it.")
+    return notes
+
+
+def _confusions(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """The most frequent mistakes: true class, predicted class, how often."""
+    names, counts = measured["class_names"], measured["confusion_matrix"]
+    found = [
+        {"true": names[i], "predicted": names[j], "count": count, "share": count / sum(row)}
+        for i, row in enumerate(counts)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    return sorted(found, key=lambda pair: -pair["count"])[:CONFUSIONS]
+
+
+def _classes(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of per_class, lowest F1 first where there are too many to read; none known last."""
+    rows = measured["per_class"]
+    if len(rows) <= plots.NUMBERED_CLASSES:
+        return rows
+    return sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"])
+
+
+def _config(model: SavedModel) -> list[dict[str, Any]]:
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    rows = []
+    for name, value in model.manifest.get("config", {}).items():
+        value = tuple(value) if isinstance(value, list) else value
+        field = fields.get(name)
+        meaning = field.metadata["doc"] if field else ""
+        rows.append(
+            {"name": name, "value": shown(value), "meaning": meaning, "set": not field or value != field.default}
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _interval(number: dict[str, Any]) -> str:
+    return "no interval" if number["low"] is None else f"{number['low']:.4f} – {number['high']:.4f}"
+
+
+def _breakable(path: str) -> markupsafe.Markup:
+    """A path that a browser may break after a slash."""
+    return markupsafe.Markup("/<wbr>").join(path.split("/"))

@@ -1,0 +1,118 @@
+"""A model artifact as whoever serves it sees it: image bytes in, probabilities out.
+
+Only what was exported is used, never the code that trained it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import artifact
+from trainer.data import images
+from trainer.errors import DataError
+
+KIND = "model"
+PROGRAM = "1/saved_model.pb"
+BATCH_IMAGES = 256
+BATCH_PIXELS = 2**22  # 48 MiB of float32 colour, and as much for each wide layer
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A model artifact whose files are what its manifest says.
+
+    `digest` is the sha256 of the manifest; `image_shape` is the height, width and channels
+    that the network sees, whatever the size of the images it is given.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    digest: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def open_model(directory: Path) -> SavedModel:
+    """The model at `directory`, every file's digest checked; loads no TensorFlow.
+
+    Raises:
+      DataError: no model there, not complete, or a file differs; names the file.
+    """
+    directory = Path(directory)
+    manifest = artifact.verify(directory, KIND)
+    if PROGRAM not in manifest["files"]:
+        raise DataError(f"{directory / PROGRAM}: missing; a model needs it")
+    try:
+        names = tuple(str(name) for name in manifest["class_names"])
+        height, width, channels = (int(size) for size in manifest["image_shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{directory / artifact.MANIFEST}: class_names or image_shape is wrong: {error}") from None
+    digest = artifact.file_sha256(directory / artifact.MANIFEST)
+    return SavedModel(directory, manifest, digest, names, (height, width, channels))
+
+
+def load(model: SavedModel) -> Callable[[Sequence[bytes]], NDArray[np.float32]]:
+    """The function that gives float32 probabilities [n, K] for n encoded images (JPEG or PNG).
+
+    Raises:
+      DataError: it cannot be loaded or lacks the signature `encoded`; later, an image that it
+        cannot decode, or an answer that is no probabilities.
+    """
+    import tensorflow as tf
+
+    directory = model.directory / "1"
+    try:
+        # The loaded object must outlive the call: its signature holds the variables weakly.
+        loaded = tf.saved_model.load(str(directory))
+        encoded = loaded.signatures["encoded"]
+    except (KeyError, OSError, ValueError, tf.errors.OpError) as error:
+        raise DataError(f"{directory}: not a model with a signature 'encoded': {_first_line(error)}") from None
+
+    def probabilities(encoded_images: Sequence[bytes], _alive: Any = loaded) -> NDArray[np.float32]:
+        try:
+            found = encoded(image_bytes=tf.constant(list(encoded_images), tf.string))["probabilities"].numpy()
+        except tf.errors.OpError as error:
+            raise DataError(f"{directory}: cannot classify what it is given: {_first_line(error)}") from None
+        if found.shape != (len(encoded_images), len(model.class_names)):
+            wanted = f"{len(encoded_images)} images and {len(model.class_names)} classes"
+            raise DataError(f"{directory}: gives probabilities of shape {found.shape} for {wanted}")
+        return found
+
+    return probabilities
+
+
+def batches(items: Iterable[Item], image: Callable[[Item], bytes], model: SavedModel) -> Iterator[list[Item]]:
+    """`items` in their order, cut so that the decoded images of one batch stay within BATCH_PIXELS.
+
+    `image` gives the encoded image of an item.  One image that is larger is a batch of its own.
+    """
+    height, width, _ = model.image_shape
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        pixels = max(height * width, _pixels(image(item)))
+        if batch and (len(batch) == BATCH_IMAGES or total + pixels > BATCH_PIXELS):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += pixels
+    if batch:
+        yield batch
+
+
+def _pixels(image: bytes) -> int:
+    try:
+        header = images.header(image)
+    except images.BadImageError:
+        return 0  # the model will say that it cannot decode it
+    return header.height * header.width
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

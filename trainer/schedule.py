@@ -1,0 +1,64 @@
+"""How long training is, and the learning rate of each step: functions of the step alone."""
+
+import dataclasses
+import math
+
+from trainer.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Steps and epochs of one training: `examples` in an epoch, `batch_size` of them a step.
+
+    An epoch is every example once; batches run on across its end, so none is dropped.
+    """
+
+    examples: int
+    batch_size: int
+    total: int
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        return step * self.batch_size / self.examples
+
+    def epoch_end(self, epoch: int) -> int:
+        """The first step count after which `epoch` epochs are done."""
+        return min(-(-epoch * self.examples // self.batch_size), self.total)
+
+    def next_stop(self, step: int, every: int) -> int:
+        """The first step count after `step` that ends an epoch, a stretch of `every` steps, or all."""
+        epoch = step * self.batch_size // self.examples + 1
+        end = max(self.epoch_end(epoch), step + 1)
+        return min(end, step - step % every + every) if every else end
+
+    def epoch_at(self, step: int) -> int | None:
+        """The epoch that ends with the `step`-th step, if one does."""
+        epoch = step * self.batch_size // self.examples
+        return epoch if self.epoch_end(epoch) == step else None
+
+
+def plan(config: Config, examples: int) -> Plan:
+    """The Plan of a resolved `config` for a training split of `examples`."""
+    total = -(-config.train_epochs * examples // config.batch_size)
+    return Plan(examples, config.batch_size, min(total, config.train_steps) if config.train_steps else total)
+
+
+def learning_rates(config: Config, plan: Plan) -> list[float]:
+    """The rate of every step from 0 to the last."""
+    peak = config.learning_rate
+    if config.learning_rate_batch:
+        peak *= config.batch_size / config.learning_rate_batch
+    # The shape is that of the whole training, also where train_steps cuts it short.
+    whole = config.train_epochs
+    return [_rate(config, peak, plan.epoch_of(step), whole) for step in range(plan.total)]
+
+
+def _rate(config: Config, peak: float, epoch: float, whole: float) -> float:
+    if epoch < config.warmup_epochs:
+        return peak * epoch / config.warmup_epochs
+    if config.schedule == "step":
+        return peak * config.decay_factor ** sum(epoch >= end for end in config.decay_epochs)
+    if config.schedule == "cosine":
+        done = (epoch - config.warmup_epochs) / max(whole - config.warmup_epochs, 1e-9)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return peak

@@ -1,0 +1,204 @@
+"""One training run, from the cluster to the exported model."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import actions, artifact, auto, devices, export, loop, models, schedule, strategy
+from trainer.checkpoint import Checkpoints
+from trainer.cluster import Cluster
+from trainer.config import Config, to_dict
+from trainer.data import examples, input
+from trainer.data.dataset import DataSet, open_dataset
+from trainer.data.examples import Examples
+from trainer.errors import DataError, UsageError
+from trainer.signals import StopSignal
+from trainer.version import code_version
+
+logger = logging.getLogger(__name__)
+
+POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16"}
+
+# A run may go on from the checkpoints of another that differs in these: they change what
+# is said and kept, or where it is computed, but not what.
+INCIDENTAL = {
+    "checkpoint_steps",
+    "enable_tensorboard",
+    "keep_checkpoints",
+    "log_steps",
+    "resident_gib",
+    "steps_per_loop",
+    "strategy",
+}
+
+
+def run(
+    config: Config, data: Path, output: Path, *, cluster: Cluster, run_dir: Path | None = None, clean: bool = False
+) -> dict[str, Any]:
+    """Trains by `config` on the data set at `data`; returns the manifest of the model at `output`.
+
+    Checkpoints and logs go to `run_dir`, by default `output` with `.run` added; from what
+    is there already the run goes on.  The order is not free: a multi-worker strategy has to
+    be made before any tensor.
+
+    Raises:
+      UsageError: a field does not fit the data, the cluster or the checkpoints.
+      DataError: the data set is not what its manifest says, or cannot be trained on.
+      NumericsError, StorageError, Preempted, Interrupted: as their classes say.
+    """
+    output = Path(output).absolute()
+    run_dir = Path(run_dir or f"{output}.run").absolute()
+    dataset = open_dataset(data)
+    config = _resolved(config, dataset)
+    request = _request(config, dataset, cluster)
+    if done := _already_there(output, request, clean=clean):
+        return done
+    checkpoints = Checkpoints(run_dir / "checkpoints", _identity(config, dataset), config.keep_checkpoints)
+    if clean and cluster.chief:  # before the strategy, where the others wait
+        checkpoints.clear()
+
+    devices.configure(config.seed, cluster)
+    replicas = strategy.create(config.strategy, cluster)
+    signal = StopSignal()
+    _check_batch(config, replicas.num_replicas_in_sync)
+
+    train, validation = examples.load(dataset, config, cluster.neighbours)
+    plan = schedule.plan(config, len(train))
+    rates = schedule.learning_rates(config, plan)
+    with replicas.scope():
+        model = models.build(config, _shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
+        optimizer.build(model.trainable_variables)
+    variables = _named([*model.variables, *optimizer.variables])
+    state = _restore(checkpoints, variables, replicas)
+
+    after_each_call = [actions.record_epochs(config, plan, rates, _validation(replicas, model, validation, config))]
+    if cluster.chief:
+        after_each_call.append(actions.report_progress(config, plan, state))
+        if config.enable_tensorboard:
+            after_each_call.append(actions.write_summaries(run_dir / "tensorboard", state))
+        after_each_call.append(actions.save_checkpoints(config, plan, checkpoints, lambda: _values(variables), signal))
+    after_each_call.append(actions.stop_on_signal(signal))
+    train_call = loop.make_train_call(replicas, model, optimizer, rates, config)
+    loop.run(train_call, input.training(replicas, train, config, state.step), plan, state, config, after_each_call)
+    if state.stopped:
+        logger.info("stopped: %s", state.stopped)
+
+    manifest = _manifest(config, dataset, request, state)
+    if not cluster.chief:
+        return manifest
+    if config.early_stop_epochs and state.best and state.best["step"] != state.step:
+        _assign(variables, checkpoints.variables_of(state.best["step"]))
+    return export.write(output, manifest, config, model.get_weights(), state.history, clean=clean)
+
+
+def _resolved(config: Config, dataset: DataSet) -> Config:
+    if not dataset.splits.get("train"):
+        raise DataError(f"{dataset.directory}: has no split 'train'; it has {', '.join(dataset.splits)}")
+    return auto.resolve(
+        config,
+        examples=dataset.splits["train"],
+        image_shape=dataset.image_shape,
+        image_side=dataset.image_side_median,
+        bfloat16=devices.computes_in_bfloat16(),
+    )
+
+
+def _request(config: Config, dataset: DataSet, cluster: Cluster) -> dict[str, Any]:
+    """All that the bits of the model follow from."""
+    data = {"digest": dataset.digest, "source": dataset.manifest["source"], "splits": dataset.splits}
+    return {"config": to_dict(config), "data": data, "code": code_version(), "workers": cluster.size}
+
+
+def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
+    kept = {name: value for name, value in to_dict(config).items() if name not in INCIDENTAL}
+    return {**kept, "data_digest": dataset.digest}
+
+
+def _already_there(output: Path, request: Mapping[str, Any], *, clean: bool) -> dict[str, Any] | None:
+    if clean or not artifact.occupied(output):
+        return None
+    if not (output / artifact.MANIFEST).is_file():
+        raise UsageError(f"{output} is already there and is no model; give another --output, or --clean to replace it")
+    there = artifact.verify(output, "model")
+    differing = [key for key in request if there.get(key) != request[key]]
+    if differing:
+        raise UsageError(
+            f"{output} holds a model of another {' and '.join(differing)}; give another --output, or --clean to replace it"
+        )
+    logger.info("%s is already there", output)
+    return there
+
+
+def _check_batch(config: Config, replicas: int) -> None:
+    share, rest = divmod(config.batch_size, replicas)
+    if rest or not share:
+        fitting = max(share, 1) * replicas
+        raise UsageError(
+            f"batch_size={config.batch_size}: must be a multiple of the {replicas} replicas, such as {fitting}"
+        )
+    if config.norm_group and share % config.norm_group:
+        raise UsageError(
+            f"norm_group={config.norm_group}: must divide a replica's share of the batch, {share} examples"
+        )
+
+
+def _shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
+    return config.image_size, config.image_size, dataset.image_shape[2]
+
+
+def _validation(
+    replicas: tf.distribute.Strategy, model: keras.Model, validation: Examples | None, config: Config
+) -> Callable[[], tuple[float, float]] | None:
+    if validation is None:
+        return None
+    evaluate_call = loop.make_evaluate_call(replicas, model)
+    batches = input.evaluation(replicas, validation, config)
+    steps = input.evaluation_steps(validation, config)
+    return lambda: evaluate_call(batches, steps)
+
+
+def _named(variables: list[keras.Variable]) -> dict[str, keras.Variable]:
+    return {f"{place:04d} {variable.path}": variable for place, variable in enumerate(variables)}
+
+
+def _values(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in variables.items()}
+
+
+def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, np.ndarray]) -> None:
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+def _restore(
+    checkpoints: Checkpoints, variables: Mapping[str, keras.Variable], replicas: tf.distribute.Strategy
+) -> loop.State:
+    """The state to go on from, the variables set to it; a fresh one where there is no checkpoint."""
+    state = loop.State()
+    if found := checkpoints.restore():
+        values, stored = found
+        _assign(variables, values)
+        state = loop.State(**stored)
+        logger.info("going on after step %d", state.step)
+    if not loop.agree(replicas, state.step):
+        raise UsageError(
+            f"{checkpoints.directory}: the workers see different checkpoints; --run_dir must be shared by all"
+        )
+    return state
+
+
+def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], state: loop.State) -> dict[str, Any]:
+    last = state.best if config.early_stop_epochs and state.best else state.history[-1]
+    return {
+        **request,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(_shape(config, dataset)),
+        "seed": config.seed,
+        "metrics": {name: value for name, value in last.items() if value is not None},
+    }
