@@ -9,7 +9,7 @@ from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 
 from components import IMAGE
-from trainer.errors import UsageError
+from trainer.errors import StorageError, UsageError
 
 REFERENCE = re.compile(
     r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
@@ -24,13 +24,17 @@ def write(pipeline: BaseComponent, path: Path, image: str = IMAGE) -> None:
 
     Raises:
       UsageError: `image` is not a reference to a container image.
+      StorageError: the file cannot be written.
     """
     if not REFERENCE.fullmatch(image):
         raise UsageError(f"--image={image}: must be a container image, such as registry.example/name:tag")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as scratch:
-        partial = Path(scratch, "pipeline.yaml")
-        compiler.Compiler().compile(pipeline, os.fspath(partial))
-        text = partial.read_text(encoding="utf-8")
-        partial.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
-        partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as scratch:
+            partial = Path(scratch, "pipeline.yaml")
+            compiler.Compiler().compile(pipeline, os.fspath(partial))
+            text = partial.read_text(encoding="utf-8")
+            partial.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error

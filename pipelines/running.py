@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfp import components, dsl, local
-from kfp.dsl.base_component import BaseComponent
-from kfp.local import subprocess_task_handler
-from kfp.pipeline_spec.pipeline_spec_pb2 import ComponentInputsSpec, ParameterType
+import yaml
+from google.protobuf import json_format
+from kfp import dsl, local
+from kfp.local import pipeline_orchestrator, subprocess_task_handler
+from kfp.pipeline_spec.pipeline_spec_pb2 import ComponentInputsSpec, ParameterType, PipelineSpec
 
 from pipelines import PIPELINES
 from pipelines.tasks import Tasks
@@ -30,35 +31,37 @@ TYPES: dict[int, tuple[type, str]] = {
 }
 
 
-def find(name: str) -> BaseComponent:
+def find(name: str) -> PipelineSpec:
     """The pipeline of a name, or the compiled one in a YAML file.
 
     Raises:
       UsageError: no such pipeline or file, or the file does not hold one.
     """
     if name in PIPELINES:
-        return PIPELINES[name]
+        return PIPELINES[name].pipeline_spec
     if not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no pipeline '{name}'; there are {', '.join(PIPELINES)}; a compiled one is FILE.yaml")
     if not os.path.isfile(name):
         raise UsageError(f"{name}: no such file; `python -m pipelines compile` writes one")
     try:
-        return components.load_component_from_file(name)
-    except OSError:
-        raise
-    except Exception as error:  # kfp raises whatever it stumbles over
-        why = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UsageError(f"{name}: not a compiled pipeline: {why}") from error
+        # A second document is for the cluster alone: volumes, secrets, node selectors.
+        content = next(yaml.safe_load_all(Path(name).read_text(encoding="utf-8")), None)
+        spec = json_format.ParseDict(content or {}, PipelineSpec())
+    except (yaml.YAMLError, json_format.ParseError, UnicodeDecodeError, TypeError) as error:
+        raise UsageError(f"{name}: not a compiled pipeline: {error}") from error
+    if not spec.root.dag.tasks:
+        raise UsageError(f"{name}: not a compiled pipeline: it has no tasks")
+    return spec
 
 
-def arguments(pipeline: BaseComponent, assignments: Sequence[str]) -> dict[str, Any]:
+def arguments(pipeline: PipelineSpec, assignments: Sequence[str]) -> dict[str, Any]:
     """What each "name=value" gives a parameter of `pipeline`, in the type that it declares.
 
     Raises:
       UsageError: not an assignment, no such parameter, a value of another type, or a
         parameter without a default is missing; names it, and those there are.
     """
-    inputs = pipeline.pipeline_spec.root.input_definitions
+    inputs = pipeline.root.input_definitions
     given = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -74,7 +77,7 @@ def arguments(pipeline: BaseComponent, assignments: Sequence[str]) -> dict[str, 
     return given
 
 
-def run(pipeline: BaseComponent, arguments: dict[str, Any], root: Path) -> dict[str, Any]:
+def run(pipeline: PipelineSpec, arguments: dict[str, Any], root: Path) -> dict[str, Any]:
     """Runs a pipeline, its tasks' artifacts under `root`, and returns its outputs by name.
 
     An output is a parameter's value or an artifact's path.
@@ -91,7 +94,7 @@ def run(pipeline: BaseComponent, arguments: dict[str, Any], root: Path) -> dict[
     with _silent(), _passing_signals_on(tasks), _in_charge(tasks):
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=os.fspath(root))
         try:
-            outputs = pipeline(**arguments).outputs
+            outputs = pipeline_orchestrator.run_local_pipeline(pipeline, arguments)
         except RuntimeError as error:
             if tasks.stopped_by is None and not tasks.failures:
                 raise RunFailed(str(error)) from error

@@ -1,0 +1,27 @@
+# The one image of every task.  kfp starts a component in it with `python3 -m kfp.dsl.executor_main`;
+# `docker run IMAGE python3 -m trainer train …` works as well.
+FROM python:3.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+COPY requirements.lock .
+RUN pip install --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY trainer trainer
+COPY components components
+COPY pipelines pipelines
+RUN pip install --no-deps --no-build-isolation .
+
+FROM python:3.11-slim-bookworm
+COPY --from=build /opt/venv /opt/venv
+# The root may be read-only: everything that is written by the way goes to /tmp.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    XDG_CACHE_HOME=/tmp/.cache \
+    MPLCONFIGDIR=/tmp/.matplotlib
+# A number, so that a cluster can see that it is not root.
+USER 10001:10001
+CMD ["python3", "-m", "trainer", "--help"]

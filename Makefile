@@ -1,0 +1,70 @@
+# Everything runs in .venv, made from requirements.lock with its hashes checked.
+#   PYTHON  the interpreter that .venv is made with, 3.11 or newer
+#   ARGS    added to what a target runs: make run ARGS=--param=workers=2
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' -)
+
+# Another environment's variables must not reach into this one.
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11))'
+INSTALL = $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet
+
+.PHONY: help run test test-long check format lock golden bench image clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+run: $(READY) ## train on scikit-learn's digits and evaluate, by the whole pipeline
+	$(BIN)/python -m pipelines run training --param=dataset=digits --param=recipe=digits $(ARGS)
+
+test: $(READY) ## the quick tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(READY) ## the slow tests
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+check: $(READY) ## format, lint and types
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+format: $(READY) ## format, and mend what the linter can
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+lock: $(READY) ## pin the dependencies of pyproject.toml anew; ARGS=--upgrade for newer ones
+	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --generate-hashes \
+		--no-header --no-emit-index-url --no-annotate --quiet $(ARGS) -o requirements.lock
+
+golden: $(READY) ## write the compiled pipelines that the tests compare with
+	$(BIN)/python -m pipelines compile --output=tests/pipelines/golden
+
+bench: $(READY) ## measure speed
+	$(BIN)/python -m pytest -m '' -s tests/benchmarks $(ARGS)
+
+image: $(READY) ## build the container image of every task
+	@for engine in docker podman; do if $$engine info >/dev/null 2>&1; then \
+		exec $$engine build --tag "$$($(BIN)/python -c 'import components; print(components.IMAGE)')" $(ARGS) .; fi; done; \
+	echo 'make image: neither docker nor podman answers here; install or start one' >&2; exit 1
+
+clean: ## remove .venv, caches and what was built; runs/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Mends the environment that is there; makes it from nothing where it is unfit or was left half-made.
+$(READY):
+	@if [ -e .venv/unfinished ] || ! $(BIN)/python -c $(NEW_ENOUGH) 2>/dev/null || ! $(INSTALL) --help >/dev/null 2>&1; then \
+		"$(PYTHON)" -c $(NEW_ENOUGH) 2>/dev/null || { echo 'make: $(PYTHON) is no Python 3.11 or newer; name one: make PYTHON=python3.12' >&2; exit 1; }; \
+		command -v uv >/dev/null || "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+			{ echo 'make: $(PYTHON) cannot make environments; on Debian: apt install python3-venv' >&2; exit 1; }; \
+		echo 'making .venv'; rm -rf .venv; \
+		if command -v uv >/dev/null; then uv venv --quiet --python "$(PYTHON)" .venv; else "$(PYTHON)" -m venv .venv; fi; fi
+	@echo 'installing what requirements.lock pins, a few minutes'
+	@rm -f .venv/ready-*; touch .venv/unfinished
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@mv .venv/unfinished $@
