@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from trainer import artifact, metrics, report, saved_model
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
+from trainer.data.progress import track
 from trainer.errors import DataError, UsageError
 from trainer.predictions import Predictions
 from trainer.saved_model import SavedModel
@@ -61,14 +61,12 @@ def predict(model: SavedModel, dataset: DataSet, split: str, columns: list[int])
         raise DataError(f"{dataset.directory}: split '{split}' is empty; there is nothing to evaluate")
     classify = saved_model.load(model)
     labels, ids, names, rows = [], [], [], []
-    examples = datasets.read(dataset, split)
-    with tqdm.tqdm(total=dataset.splits[split], unit=" images", desc="evaluate", disable=None, leave=False) as bar:
-        for batch in saved_model.batches(examples, lambda example: example.image, model):
-            rows.append(classify([example.image for example in batch])[:, columns])
-            labels += [example.label for example in batch]
-            ids += [example.id for example in batch]
-            names += [example.name for example in batch]
-            bar.update(len(batch))
+    examples = track(datasets.read(dataset, split), dataset.splits[split], "evaluating")
+    for batch in saved_model.batches(examples, lambda example: example.image, model):
+        rows.append(classify([example.image for example in batch])[:, columns])
+        labels += [example.label for example in batch]
+        ids += [example.id for example in batch]
+        names += [example.name for example in batch]
     found = Predictions(np.array(labels, np.int32), np.concatenate(rows), np.array(ids), np.array(names))
     _check(found, model)
     return found

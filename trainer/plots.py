@@ -86,7 +86,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]
             for row, column in zip(*matrix.nonzero(), strict=True):
                 colour = "white" if share[row, column] > 0.6 else INK
                 axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=colour)
-        return _svg(figure, "confusion")
+        return _svg(figure, "confusion", least=0.72)
 
 
 def _cells(share: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def _style(name: str) -> AbstractContextManager[None]:
     return matplotlib.rc_context({**STYLE, "svg.hashsalt": name})
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: Figure, name: str, least: float = 0.0) -> str:
     """The figure as an inline <svg>: same figure, same bytes; ids that no other figure of the page has."""
     stream = io.StringIO()
     with warnings.catch_warnings():
@@ -143,4 +143,6 @@ def _svg(figure: Figure, name: str) -> str:
     rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", rest)
     for stand_in, colour in COLOURS.items():
         rest = rest.replace(stand_in, colour)
-    return f'<svg viewBox="0 0 {width:g} {height:g}" style="width: {width:.0f}px" role="img" aria-label="{name}">{rest}'
+    # At natural size the text is as large as the page's; narrower than `least`, the page scrolls.
+    size = f"width: {width:.0f}px; min-width: {least * width:.0f}px"
+    return f'<svg viewBox="0 0 {width:g} {height:g}" style="{size}" role="img" aria-label="{name}">{rest}'

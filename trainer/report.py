@@ -91,7 +91,8 @@ def render(measured: dict[str, Any], model: SavedModel, dataset: DataSet, mistak
         curves=[markupsafe.Markup(curve) for curve in curves if curve],
         matrix=markupsafe.Markup(plots.confusion_matrix(measured["confusion_matrix"], measured["class_names"])),
         confusions=_confusions(measured),
-        classes=_classes(measured),
+        class_rows=_classes(measured),
+        checks=[_check(check) for check in dataset.manifest.get("checks", [])],
         config=_config(model),
     )
 
@@ -141,12 +142,28 @@ def _confusions(measured: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda pair: -pair["count"])[:CONFUSIONS]
 
 
-def _classes(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of per_class, lowest F1 first where there are too many to read; none known last."""
+def _classes(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of per_class to show and those to fold away: of many, the lowest F1 first."""
     rows = measured["per_class"]
     if len(rows) <= plots.NUMBERED_CLASSES:
-        return rows
-    return sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"])
+        return rows, []
+    rows = sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"])
+    return rows[: plots.NUMBERED_CLASSES], rows[plots.NUMBERED_CLASSES :]
+
+
+def _check(check: dict[str, Any]) -> tuple[str, str]:
+    """The name of a check of the data set, and what it found in words."""
+    found = check.get("found")
+    details = [f"{key} {_joined(value)}" for key, value in check.items() if key not in ("check", "found") and value]
+    count = "none" if found == 0 else f"{found:,}" if isinstance(found, int) else str(found)
+    return str(check.get("check", "")).replace("_", " "), "; ".join([count, *details])
+
+
+def _joined(value: Any) -> str:
+    if isinstance(value, list):
+        nested = any(isinstance(part, list) for part in value)
+        return ("; " if nested else ", ").join(map(_joined, value))
+    return str(value)
 
 
 def _config(model: SavedModel) -> list[dict[str, Any]]:

@@ -1,0 +1,141 @@
+import json
+import math
+import time
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from trainer import metrics
+
+# Three classes, six examples; predicted 0, 0, 1, 1, 2, 0.
+LABELS = np.array([0, 0, 1, 1, 2, 2], np.int32)
+PROBABILITIES = np.array(
+    [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.3, 0.4, 0.3], [0.1, 0.3, 0.6], [0.6, 0.3, 0.1]], np.float32
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def random_predictions(n, classes, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, n).astype(np.int32)
+    logits = generator.normal(size=(n, classes)) + 2 * np.eye(classes)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return labels, probabilities.astype(np.float32)
+
+
+def wilson_by_hand(successes, n, z=1.959963984540054):
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def test_accuracy_is_counted_and_its_interval_is_wilsons():
+    number = metrics.accuracy_top_1(LABELS, PROBABILITIES)
+    assert number["value"] == pytest.approx(5 / 6)
+    assert (number["low"], number["high"]) == pytest.approx(wilson_by_hand(5, 6))
+    assert number["n"] == 6
+
+
+@pytest.mark.parametrize("successes", [0, 10])
+def test_an_interval_at_the_edge_has_width_and_stays_within_0_and_1(successes):
+    number = metrics.rate(successes, 10)
+    assert 0 <= number["low"] < number["high"] <= 1
+
+
+def test_top_5_counts_the_five_largest():
+    labels, probabilities = random_predictions(500, 12)
+    right = sum(label in np.argsort(row)[-5:] for label, row in zip(labels, probabilities, strict=True))
+    number = metrics.accuracy_top_5(labels, probabilities)
+    assert number["value"] == right / 500
+    assert (number["low"], number["high"]) == pytest.approx(wilson_by_hand(right, 500))
+
+
+@pytest.mark.parametrize(("classes", "there"), [(2, False), (5, False), (6, True)])
+def test_top_5_is_there_only_above_five_classes(classes, there):
+    assert ("accuracy_top_5" in metrics.headline(*random_predictions(50, classes))) is there
+
+
+def test_log_loss_is_the_mean_of_minus_log():
+    by_hand = -sum(map(math.log, [0.7, 0.5, 0.8, 0.4, 0.6, 0.1])) / 6
+    assert metrics.log_loss(LABELS, PROBABILITIES)["value"] == pytest.approx(by_hand)
+
+
+def test_log_loss_is_what_scikit_learn_says_also_for_a_probability_of_zero():
+    labels, probabilities = random_predictions(300, 4)
+    probabilities[0] = np.eye(4)[(labels[0] + 1) % 4]
+    assert metrics.log_loss(labels, probabilities)["value"] == pytest.approx(
+        sklearn.metrics.log_loss(labels, probabilities, labels=range(4)), rel=1e-5
+    )
+
+
+def test_the_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation():
+    labels, probabilities = random_predictions(4000, 4)
+    losses = -np.log(probabilities[np.arange(4000), labels])
+    number = metrics.log_loss(labels, probabilities)
+    half = 1.96 * float(losses.std()) / math.sqrt(4000)
+    assert number["low"] == pytest.approx(float(losses.mean()) - half, abs=0.1 * half)
+    assert number["high"] == pytest.approx(float(losses.mean()) + half, abs=0.1 * half)
+
+
+def test_the_macro_averages_are_scikit_learns():
+    labels, probabilities = random_predictions(300, 4)
+    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), average="macro"
+    )
+    assert metrics.macro_precision(labels, probabilities)["value"] == pytest.approx(precision)
+    assert metrics.macro_recall(labels, probabilities)["value"] == pytest.approx(recall)
+    f1_number = metrics.macro_f1(labels, probabilities)
+    assert f1_number["value"] == pytest.approx(f1)
+    assert f1_number["low"] < f1 < f1_number["high"]
+
+
+def test_per_class_numbers_are_those_counted_by_hand():
+    zero, one, two = metrics.per_class(LABELS, PROBABILITIES, ["zero", "one", "two"])
+    assert zero == {"class": "zero", "support": 2, "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": 0.8}
+    assert one == {"class": "one", "support": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert two == {"class": "two", "support": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+
+
+def test_a_row_of_the_confusion_matrix_is_a_true_class():
+    assert metrics.confusion_matrix(LABELS, PROBABILITIES) == [[2, 0, 0], [0, 2, 0], [1, 0, 1]]
+
+
+def test_what_a_missing_class_would_need_is_null_and_it_is_left_out_of_the_means():
+    labels, probabilities = LABELS[:4], PROBABILITIES[:4]
+    rows = metrics.per_class(labels, probabilities, ["zero", "one", "two"])
+    assert rows[2] == {"class": "two", "support": 0, "precision": None, "recall": None, "f1": None}
+    assert metrics.macro_recall(labels, probabilities)["value"] == 1.0
+    assert metrics.macro_recall(labels, probabilities)["classes"] == 2
+    assert metrics.confusion_matrix(labels, probabilities)[2] == [0, 0, 0]
+
+
+def test_a_class_never_predicted_has_no_precision_but_a_recall_of_zero():
+    rows = metrics.per_class(LABELS[[0, 5]], PROBABILITIES[[0, 5]], ["zero", "one", "two"])
+    assert rows[2] == {"class": "two", "support": 1, "precision": None, "recall": 0.0, "f1": 0.0}
+
+
+def test_one_example_has_no_bootstrap_interval():
+    numbers = metrics.headline(LABELS[:1], PROBABILITIES[:1])
+    assert numbers["log_loss"] == {"value": pytest.approx(-math.log(0.7)), "low": None, "high": None, "n": 1}
+    assert 0 < numbers["accuracy_top_1"]["low"] < numbers["accuracy_top_1"]["high"] == 1
+
+
+def test_numbers_repeat_and_are_strict_json():
+    labels, probabilities = random_predictions(200, 8)
+    texts = {json.dumps(metrics.headline(labels, probabilities), allow_nan=False) for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_fifty_thousand_examples_take_seconds():
+    began = time.process_time()
+    metrics.headline(*random_predictions(50_000, 10))
+    assert time.process_time() - began < 30
