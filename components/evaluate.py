@@ -29,11 +29,14 @@ def evaluate(
     import shutil
     from pathlib import Path
 
-    import trainer.evaluate
+    from trainer import quiet
     from trainer.commandline import reporting
 
     with reporting("evaluate"):
-        measured = trainer.evaluate.run(Path(model.path), Path(data.path), Path(evaluation.path), split=split)
+        quiet.import_tensorflow()
+        from trainer import evaluate
+
+        measured = evaluate.run(Path(model.path), Path(data.path), Path(evaluation.path), split=split)
     shutil.copyfile(Path(evaluation.path, "report.html"), report.path)
     for name, value in measured.items():
         if isinstance(value, dict):  # a headline number, with its interval

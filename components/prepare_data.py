@@ -16,9 +16,12 @@ def prepare_data(dataset: str, data_dir: str, data: Output[Dataset]) -> None:
     """
     from pathlib import Path
 
+    from trainer import quiet
     from trainer.commandline import reporting
-    from trainer.data import prepare
 
     with reporting("prepare_data"):
+        quiet.import_tensorflow()
+        from trainer.data import prepare
+
         prepared = prepare.run(dataset, Path(data.path), data_dir=Path(data_dir) if data_dir else None)
     data.metadata.update(source=dataset, digest=prepared.digest, class_names=list(prepared.class_names))

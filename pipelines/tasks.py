@@ -37,6 +37,7 @@ class Tasks:
     def __init__(self) -> None:
         self.failures: list[str] = []
         self.stopped_by: int | None = None
+        self._signals = 0
         self._process: subprocess.Popen[str] | None = None
 
     def handler(self) -> type[SubprocessTaskHandler]:
@@ -78,10 +79,11 @@ class Tasks:
         return True
 
     def stop(self, number: int) -> None:
-        """Passes a signal on to the task and all that it started; the second time, kills them."""
-        again, self.stopped_by = self.stopped_by is not None, number
+        """Passes a signal on to the task and what it started; from the third on, kills them."""
+        self.stopped_by = number
+        self._signals += 1
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL if again else number)
+            os.killpg(self._process.pid, signal.SIGKILL if self._signals > 2 else number)
 
     def _show(self, name: str, lines: Iterable[str]) -> str:
         """Shows lines as they come; the last is returned instead if it is the task's word on its failure."""
