@@ -36,7 +36,11 @@ def run(model: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
     classify = saved_model.load(exported)
     answers = []
     for batch in saved_model.batches(pictures, lambda picture: picture[1], exported):
-        rows = classify([image for _, image in batch])
+        encoded = [image for _, image in batch]
+        damaged = image_files.undecodable(encoded)
+        if damaged is not None:
+            raise DataError(f"{batch[damaged][0]}: its pixels cannot be decoded; it is damaged")
+        rows = classify(encoded)
         answers += [_answer(file, row, exported) for (file, _), row in zip(batch, rows, strict=True)]
     return answers
 

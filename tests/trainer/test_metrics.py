@@ -138,4 +138,4 @@ def test_numbers_repeat_and_are_strict_json():
 def test_fifty_thousand_examples_take_seconds():
     began = time.process_time()
     metrics.headline(*random_predictions(50_000, 10))
-    assert time.process_time() - began < 30
+    assert time.process_time() - began < 60
