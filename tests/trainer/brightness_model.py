@@ -44,8 +44,16 @@ class Brightness(tf.Module):
         return self.answers(tf.map_fn(mean, image_bytes, fn_output_signature=tf.float32))
 
 
-def write(directory: Path, class_names: list[str], levels: list[float], *, channels: int = 1, data: dict | None = None):
-    """`data` is what the manifest says of the training data."""
+def write(
+    directory: Path,
+    class_names: list[str],
+    levels: list[float],
+    *,
+    channels: int = 1,
+    data: dict | None = None,
+    without: str = "",
+) -> Path:
+    """`data` is what the manifest says of the training data, `without` a signature to leave out."""
     module = Brightness(class_names, levels, channels)
     signatures = {
         "serving_default": module.serving_default.get_concrete_function(
@@ -53,6 +61,7 @@ def write(directory: Path, class_names: list[str], levels: list[float], *, chann
         ),
         "encoded": module.encoded.get_concrete_function(tf.TensorSpec([None], tf.string, name="image_bytes")),
     }
+    signatures.pop(without, None)
     manifest = {
         "kind": "model",
         "class_names": class_names,

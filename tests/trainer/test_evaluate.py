@@ -190,6 +190,29 @@ def test_a_model_that_answers_nan_is_refused_naming_the_example(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_with_more_answers_than_classes_is_refused(data, tmp_path):
+    broken = brightness_model.write(tmp_path / "broken", CLASSES, [*LEVELS, 1.0])
+    with pytest.raises(DataError, match=r"shape \(10, 4\) for 10 images and 3 classes"):
+        evaluate.run(broken, data, tmp_path / "out")
+
+
+def test_a_model_without_the_signature_is_refused(data, tmp_path):
+    broken = brightness_model.write(tmp_path / "broken", CLASSES, LEVELS, without="encoded")
+    with pytest.raises(DataError, match="not a model with a signature 'encoded'"):
+        evaluate.run(broken, data, tmp_path / "out")
+
+
+def test_an_empty_split_is_refused(model, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").unlink()
+    manifest["splits"]["test"].update(examples=0, shards=[])
+    artifact.write_manifest(copy, manifest)
+    with pytest.raises(DataError, match="split 'test' is empty"):
+        evaluate.run(model, copy, tmp_path / "out")
+
+
 def test_a_class_missing_from_the_split_is_null_and_said(model, tmp_path, recwarn):
     folder = write_folder(tmp_path / "images")
     shutil.rmtree(folder / "test" / "grey")
