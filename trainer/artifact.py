@@ -113,9 +113,10 @@ def verify(path: Path, kind: str) -> dict[str, Any]:
     Raises:
       DataError: as `read_manifest`, or a file is missing or differs; names the file.
     """
+    path = Path(path)
     manifest = read_manifest(path, kind)
     for name, digest in manifest["files"].items():
-        file = Path(path) / name
+        file = path / name
         if not file.is_file():
             raise DataError(f"{file}: missing; {path / MANIFEST} lists it")
         if file_sha256(file) != digest:

@@ -48,14 +48,12 @@ class Checkpoints:
         """
         began = time.monotonic()
         path = self._path(step)
-        if not path.exists():
-            manifest = {"kind": "checkpoint", "step": step, "identity": dict(self.identity)}
-            with artifact.building(path, manifest) as partial:
-                np.savez(partial / VARIABLES, **variables)
-                (partial / STATE).write_text(json.dumps(state, indent=1) + "\n")
-        for old in self.committed()[: -self.keep]:
-            if best is None or old != self._path(best):
-                shutil.rmtree(old, ignore_errors=True)
+        manifest = {"kind": "checkpoint", "step": step, "identity": dict(self.identity)}
+        # One of this step or a later one can only be what `restore` skipped as damaged.
+        with artifact.building(path, manifest, clean=True) as partial:
+            np.savez(partial / VARIABLES, allow_pickle=False, **variables)
+            (partial / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        self._prune(path, None if best is None else self._path(best))
         self.saved_at = time.monotonic()
         self.seconds = self.saved_at - began
 
@@ -98,6 +96,14 @@ class Checkpoints:
         """Deletes all."""
         for path in self.committed():
             shutil.rmtree(path)
+
+    def _prune(self, newest: Path, best: Path | None) -> None:
+        """Deletes the damaged, the superseded, and what killed processes left half-written."""
+        paths = self.committed()
+        place = paths.index(newest) + 1
+        old = [path for path in paths[: max(0, place - self.keep)] if path != best]
+        for path in (*old, *paths[place:], *self.directory.glob(".step-*.partial-*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"

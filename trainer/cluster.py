@@ -5,10 +5,13 @@ Standard library only: a wrong description is refused before TensorFlow is impor
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import UsageError
+
+HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +105,9 @@ def _from_tf_config(text: str) -> Cluster:
     _check_addresses(workers, "TF_CONFIG: cluster")
     task = _typed(described.get("task"), dict, "TF_CONFIG: task")
     job, index = task.get("type"), task.get("index")
-    if job not in ("chief", "worker") or job not in addresses:
-        raise UsageError(f"TF_CONFIG: task.type={job!r}: must be one of {', '.join(addresses)}")
+    trained_by = [job for job in ("chief", "worker") if addresses.get(job)]
+    if job not in trained_by:
+        raise UsageError(f"TF_CONFIG: task.type={job!r}: must be {' or '.join(trained_by)}")
     if isinstance(index, str) and index.isdecimal():
         index = int(index)
     _check_index(index, len(addresses[job]), "TF_CONFIG: task.index")
@@ -125,7 +129,7 @@ def _check_index(index: Any, count: int, field: str) -> None:
 def _check_addresses(workers: tuple[Any, ...], field: str) -> None:
     for worker in workers:
         host, colon, port = str(worker).rpartition(":")
-        if not isinstance(worker, str) or not host or not colon or not port.isdecimal():
+        if not isinstance(worker, str) or not HOST.fullmatch(host) or not colon or not port.isdecimal():
             raise UsageError(f"{field}: {worker!r}: must be host:port")
         if not 1 <= int(port) <= 65535:
             raise UsageError(f"{field}: {worker!r}: the port must be from 1 to 65535")

@@ -6,8 +6,10 @@ flags of every module that was imported.  Here each command has flags of its own
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from trainer.errors import Interrupted, StorageError, TrainerError, UsageError
+
+# Errors of the file system that come from a write or a flush, which know no file name.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+MISSING_FLAG = re.compile(r"flag (--\w+)=None: Flag \1 must have a value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +93,8 @@ def _told(program: str, error: TrainerError | KeyboardInterrupt | OSError) -> in
         problem = Interrupted("interrupted")
     elif error.filename:
         problem = StorageError(f"{error.filename}: {error.strerror}")
+    elif error.errno in STORAGE_ERRORS:
+        problem = StorageError(f"storage: {error.strerror}")
     else:
         raise error
     line = " ".join(str(problem).split())
@@ -118,7 +126,8 @@ def _parse(program: str, summary: str, commands: Mapping[str, Command], words: l
     try:
         rest = values([f"{program} {name}", *given])[1:]
     except flags.Error as error:
-        return _refuse(f"{program} {name}: {error}; see {program} {name} --help")
+        missing = ", ".join(MISSING_FLAG.findall(str(error)))
+        return _refuse(f"{program} {name}: {f'missing {missing}' if missing else error}; see {program} {name} --help")
     if rest and not command.arguments:
         return _refuse(f"{program} {name}: unexpected '{rest[0]}'; see {program} {name} --help")
     return lambda: command.run(values, rest) or 0
@@ -143,7 +152,8 @@ def _help(program: str, name: str, command: Command, values: flags.FlagValues) -
     lines = [command.summary, "", f"usage: {program} {name}{arguments} [--flag=value]…", ""]
     for flag in (values[flag] for flag in values):
         switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}="
-        shown = f" (default: {flag.default_as_str})" if flag.default not in (None, False, []) else ""
+        shown = f" (default: {flag.default})" if flag.default not in (None, False, [], "") else ""
         lines.append(f"  {switch}")
-        lines += textwrap.wrap(f"{flag.help}{shown}", 92, initial_indent="      ", subsequent_indent="      ")
+        meaning = " ".join(f"{flag.help}{shown}".split())
+        lines += textwrap.wrap(meaning, 92, initial_indent="      ", subsequent_indent="      ")
     return "\n".join([*lines, "", f"example: {command.example}"])

@@ -200,7 +200,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             raise UsageError(f"{field.name}={value}: must be one of {', '.join(limits['choices'])}")
         return value
     for part in value if isinstance(value, tuple) else (value,):
-        if not limits["low"] <= part <= limits["high"] or not math.isfinite(part):
+        if not limits["low"] <= part <= limits["high"] or (type(part) is float and not math.isfinite(part)):
             raise UsageError(f"{field.name}={part}: must be {_range(limits['low'], limits['high'])}")
     return value
 

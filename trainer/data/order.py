@@ -2,18 +2,23 @@
 
 import tensorflow as tf
 
+# TensorFlow's own 4 rounds leave patterns: among 50,000 examples, an example's place in one
+# epoch and its place in the next had a correlation of 0.68.  From 8 rounds on, none was found.
+ROUNDS = 16
+
 
 def training_batch(seed: int, step: tf.Tensor, batch_size: int, examples: int) -> tf.Tensor:
     """Indices, int64 [batch_size], of the examples in training batch `step`.
 
     The stream of batches is one permutation of all examples after another; a batch may
     run over the end of one.  No permutation is held in memory: each index is computed by
-    a block cipher (tf.random.experimental.index_shuffle).
+    a block cipher (Simon, as in TensorFlow's RandomIndexShuffle).
     """
     positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
     epochs, places = positions // examples, positions % examples
-    keys = tf.stack([tf.fill([batch_size], tf.constant(seed, tf.int64)), epochs, tf.zeros_like(epochs)], axis=1)
-    return tf.random.experimental.index_shuffle(places, seed=tf.cast(keys, tf.int32), max_index=examples - 1)
+    last = tf.constant(examples - 1, tf.int64)
+    # tf.random.experimental.index_shuffle pads a batch of keys on the wrong axis; this is the op under it.
+    return tf.raw_ops.RandomIndexShuffle(index=places, seed=_keys(seed, epochs), max_index=last, rounds=ROUNDS)
 
 
 def evaluation_batch(step: tf.Tensor, batch_size: int, examples: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -23,3 +28,20 @@ def evaluation_batch(step: tf.Tensor, batch_size: int, examples: int) -> tuple[t
     """
     positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
     return tf.minimum(positions, examples - 1), tf.cast(positions < examples, tf.float32)
+
+
+def _keys(seed: int, epochs: tf.Tensor) -> tf.Tensor:
+    """A cipher key, int32 [N, 3], for each of `epochs`, int64 [N].
+
+    The cipher takes as few as 8 bits of each of the three numbers, so seed and epoch as they
+    are would repeat the order after 256; their hash (the finalizer of SplitMix64) does not.
+    """
+    mixed = (tf.cast(epochs, tf.uint64) + _uint64((seed << 32) + 1)) * _uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, _uint64(shift))) * _uint64(factor)
+    words = [tf.bitwise.right_shift(mixed, _uint64(21 * word)) & _uint64(2**21 - 1) for word in range(3)]
+    return tf.cast(tf.stack(words, axis=1), tf.int32)
+
+
+def _uint64(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.uint64)
