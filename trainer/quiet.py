@@ -4,9 +4,12 @@ A dozen lines on oneDNN and missing CUDA come with every process, some of them p
 level, and bury what this program says.
 """
 
+import logging
 import os
 import sys
 import tempfile
+
+from absl import logging as absl_logging
 
 
 def import_tensorflow() -> None:
@@ -27,3 +30,6 @@ def import_tensorflow() -> None:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+    # An export alone says half a dozen lines, and sets absl's own verbosity back to what it was.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
