@@ -116,7 +116,7 @@ def _from_tf_config(text: str) -> Cluster:
 
 def _typed(value: Any, kind: type, field: str) -> Any:
     if not isinstance(value, kind):
-        wanted = {dict: "an object", list: "a list"}[kind]
+        wanted = "an object" if kind is dict else "a list"
         raise UsageError(f"{field}: must be {wanted}, is {json.dumps(value)}")
     return value
 

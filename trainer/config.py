@@ -8,6 +8,8 @@ from typing import Any
 
 from trainer.errors import UsageError
 
+LARGEST = 2**63  # what a number has to stay below to reach TensorFlow
+
 
 def knob(
     default: Any,
@@ -186,7 +188,7 @@ def _parse(field: dataclasses.Field, text: str) -> Any:
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
     limits = field.metadata
-    if field.type is float and type(value) is int:
+    if field.type is float and type(value) is int and abs(value) < LARGEST:
         value = float(value)
     if field.type in (bool, int, float, str):
         right = type(value) is field.type
@@ -200,7 +202,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
             raise UsageError(f"{field.name}={value}: must be one of {', '.join(limits['choices'])}")
         return value
     for part in value if isinstance(value, tuple) else (value,):
-        if not limits["low"] <= part <= limits["high"] or (type(part) is float and not math.isfinite(part)):
+        if not limits["low"] <= part <= limits["high"] or abs(part) >= LARGEST:
             raise UsageError(f"{field.name}={part}: must be {_range(limits['low'], limits['high'])}")
     return value
 

@@ -1,0 +1,184 @@
+import json
+
+import pytest
+
+from trainer import cluster
+from trainer.cluster import Cluster
+from trainer.errors import UsageError
+
+TWO = ["a:2222", "b:2222"]
+
+
+def tf_config(workers=TWO, index=0, job="worker", **jobs):
+    described = {"cluster": {"worker": workers, **jobs}, "task": {"type": job, "index": index}}
+    return {"TF_CONFIG": json.dumps(described)}
+
+
+def refused(environ, **flags) -> str:
+    with pytest.raises(UsageError) as caught:
+        cluster.read(environ, **flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("", "TF_CONFIG: not JSON"),
+        ("{", "TF_CONFIG: not JSON"),
+        ("worker-0", "TF_CONFIG: not JSON"),
+        ("{'cluster': {}}", "TF_CONFIG: not JSON"),
+        ("null", "TF_CONFIG: must be an object"),
+        ("[]", "TF_CONFIG: must be an object"),
+        ("3", "TF_CONFIG: must be an object"),
+        ('"a:1"', "TF_CONFIG: must be an object"),
+        ("{}", "TF_CONFIG: has no cluster"),
+        ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG: has no cluster"),
+        ('{"cluster": {}}', "TF_CONFIG: has no cluster"),
+        ('{"cluster": null}', "TF_CONFIG: cluster: must be an object"),
+        ('{"cluster": ["a:1"]}', "TF_CONFIG: cluster: must be an object"),
+        ('{"cluster": {"worker": "a:1"}}', "TF_CONFIG: cluster.worker: must be a list"),
+        ('{"cluster": {"worker": {"0": "a:1"}}}', "TF_CONFIG: cluster.worker: must be a list"),
+        ('{"cluster": {"worker": []}}', "TF_CONFIG: cluster.worker: missing"),
+        ('{"cluster": {"evaluator": ["a:1"]}}', "TF_CONFIG: cluster.worker: missing"),
+        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}', "TF_CONFIG: cluster.ps"),
+        ('{"cluster": {"master": ["a:1"]}}', "TF_CONFIG: cluster.master"),
+        ('{"cluster": {"chief": ["a:1", "b:1"], "worker": ["c:1"]}}', "TF_CONFIG: cluster.chief"),
+        ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: task: must be an object"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": 0}', "TF_CONFIG: task: must be an object"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {}}', "TF_CONFIG: task.type=None"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker"}}', "TF_CONFIG: task.index=None"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": ["worker"], "index": 0}}', "TF_CONFIG: task.type="),
+        (
+            '{"cluster": {"worker": ["a:1"], "chief": []}, "task": {"type": "chief", "index": 0}}',
+            "TF_CONFIG: task.type=",
+        ),
+    ],
+)
+def test_a_tf_config_that_is_none_is_refused_by_field(text, field):
+    assert refused({"TF_CONFIG": text}).startswith(field)
+
+
+@pytest.mark.parametrize("index", [-1, 2, 0.5, 0.0, 1e999, True, None, "one", "-1", "0.5", "2", [0], {}])
+def test_an_index_that_names_no_worker_is_refused(index):
+    message = refused(tf_config(index=index))
+    assert message.startswith("TF_CONFIG: task.index=")
+    assert message.endswith("from 0 to 1")
+
+
+@pytest.mark.parametrize("index", [0, 1, "0", "1"])
+def test_an_index_may_be_written_as_a_number_or_its_digits(index):
+    assert cluster.read(tf_config(index=index)) == Cluster(("a:2222", "b:2222"), int(index))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["a", "a:", ":2222", "", "a:port", "a:-1", "a:0", "a:65536", "a:99999", "a:22 22", "a b:2222", "::1:2222",
+     "http://a:2222", "a/b:2222", "a:2222/", "a,b:2222", 2222, None, ["a:2222"], {"a": 2222}],
+)  # fmt: skip
+def test_an_address_that_would_hang_is_refused(address):
+    message = refused(tf_config(["b:2222", address]))
+    assert message.startswith("TF_CONFIG: cluster: ")
+    assert repr(address) in message
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:1", "127.0.0.1:65535", "[::1]:2222", "job-worker-0.space.svc:2222", "host_1.example:80"]
+)
+def test_an_address_that_could_be_right_is_taken(address):
+    assert cluster.read(tf_config([address])).workers == (address,)
+
+
+def test_an_address_twice_is_refused_by_name():
+    assert refused(tf_config(["a:1", "b:1", "a:1"])) == "TF_CONFIG: cluster: a:1 is there twice"
+    assert "a:1 is there twice" in refused(tf_config(["a:1"], chief=["a:1"]))
+    assert "a:1 is there twice" in refused({}, worker_hosts="a:1,a:1", task_index=0)
+
+
+@pytest.mark.parametrize("job", ["evaluator", "ps", "master", "Worker", "", None, 0])
+def test_a_task_that_trains_nothing_is_refused_with_those_that_do(job):
+    message = refused(tf_config(job=job, evaluator=["c:1"]))
+    assert message == f"TF_CONFIG: task.type={job!r}: must be worker"
+
+
+def test_the_description_that_tfjob_gives_is_read():
+    hosts = [f"mnist-worker-{index}.team.svc:2222" for index in range(3)]
+    described = {
+        "cluster": {"worker": hosts, "evaluator": ["mnist-evaluator-0.team.svc:2222"]},
+        "task": {"type": "worker", "index": 2},
+        "environment": "cloud",
+    }
+    found = cluster.read({"TF_CONFIG": json.dumps(described)})
+    assert found == Cluster(tuple(hosts), 2)
+    assert (found.size, found.chief, found.neighbours) == (3, False, 1)
+
+
+def test_a_chief_is_worker_0_and_the_workers_come_after_it():
+    chief = cluster.read(tf_config(job="chief", index=0, chief=["c:1"]))
+    last = cluster.read(tf_config(job="worker", index=1, chief=["c:1"]))
+    assert chief.workers == last.workers == ("c:1", "a:2222", "b:2222")
+    assert (chief.index, chief.chief) == (0, True)
+    assert (last.index, last.chief) == (2, False)
+    assert refused(tf_config(job="chief", index=1, chief=["c:1"])).startswith("TF_CONFIG: task.index=1")
+
+
+def test_a_process_that_nothing_is_told_is_alone():
+    found = cluster.read({}, worker_hosts="", task_index=None)
+    assert (found.size, found.index, found.chief, found.neighbours, found.workers) == (1, 0, True, 1, ())
+    assert cluster.read({}, task_index=-1) == found
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_flags_say_what_tf_config_would(index):
+    found = cluster.read({}, worker_hosts="a:1, b:2 ,c:3,", task_index=index)
+    assert found == cluster.read(tf_config(["a:1", "b:2", "c:3"], index))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "index", "flag"),
+    [
+        ("a:1,b:1", None, "--task_index"),
+        ("a:1,b:1", -1, "--task_index"),
+        ("a:1,b:1", -2, "--task_index=-2"),
+        ("a:1,b:1", 2, "--task_index=2"),
+        ("a:1", 1, "--task_index=1"),
+        ("", 0, "--task_index=0"),
+        ("a,b:1", 0, "--worker_hosts"),
+        ("a:1;b:1", 0, "--worker_hosts"),
+        ("a:0", 0, "--worker_hosts"),
+    ],
+)
+def test_wrong_flags_are_refused_by_name(hosts, index, flag):
+    assert refused({}, worker_hosts=hosts, task_index=index).startswith(flag)
+
+
+def test_one_host_needs_no_index():
+    assert cluster.read({}, worker_hosts="a:1") == Cluster(("a:1",), 0)
+
+
+def test_tf_config_wins_over_the_flags():
+    assert cluster.read(tf_config(["x:1"]), worker_hosts="a:1,b:1", task_index=1) == Cluster(("x:1",), 0)
+
+
+@pytest.mark.parametrize(
+    ("environ", "hosts", "size"), [({}, "", 1), ({}, "a:1,b:1", 2), (tf_config(), "", 2), (tf_config(["a:1"]), "", 1)]
+)
+def test_another_number_of_workers_than_expected_is_refused(environ, hosts, size):
+    flags = {"worker_hosts": hosts, "task_index": 0 if hosts else None}
+    assert cluster.read(environ, **flags, expected_workers=size).size == size
+    assert cluster.read(environ, **flags, expected_workers=0).size == size
+    for wrong in (size + 1, 64, -1):
+        assert refused(environ, **flags, expected_workers=wrong).startswith(f"--expected_workers={wrong}: ")
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_what_is_written_for_a_worker_is_read_back(index):
+    workers = tuple(f"127.0.0.1:{2000 + each}" for each in range(4))
+    assert cluster.read({"TF_CONFIG": cluster.to_tf_config(workers, index)}) == Cluster(workers, index)
+
+
+def test_neighbours_are_counted_by_host():
+    workers = ("a:1", "a:2", "b:1", "a:3", "[::1]:1", "[::1]:2")
+    assert [Cluster(workers, index).neighbours for index in range(6)] == [3, 3, 1, 3, 2, 2]
