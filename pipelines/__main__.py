@@ -21,7 +21,7 @@ def define_compile(values: flags.FlagValues) -> None:
 
 def compile_(values: flags.FlagValues, words: list[str]) -> None:
     """Writes one pipeline, or all."""
-    output = Path(values.output)
+    output = _path("output", values.output)
     if len(words) > 1:
         raise UsageError(f"unexpected '{words[1]}'; compile takes one NAME, or none for all")
     if unknown := [name for name in words if name not in PIPELINES]:
@@ -48,8 +48,17 @@ def run(values: flags.FlagValues, words: list[str]) -> None:
         raise UsageError(f"run takes one NAME or FILE.yaml; the names are {', '.join(PIPELINES)}")
     pipeline = running.find(words[0])
     arguments = running.arguments(pipeline, values.param)
-    outputs = running.run(pipeline, arguments, Path(values.root).absolute())
-    print(json.dumps(outputs, indent=1) if values.json else summary(outputs))
+    outputs = running.run(pipeline, arguments, _path("root", values.root).absolute())
+    if values.json:
+        print(json.dumps(outputs, indent=1, sort_keys=True))
+    elif outputs:
+        print(summary(outputs))
+
+
+def _path(flag: str, text: str) -> Path:
+    if not text or "\0" in text:
+        raise UsageError(f"--{flag}={text!r}: must be a path")
+    return Path(text)
 
 
 COMMANDS = {

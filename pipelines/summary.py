@@ -1,23 +1,27 @@
 """What a finished run says: how good, where, and what to type next."""
 
 import json
+import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def summary(outputs: Mapping[str, Any]) -> str:
-    """A few lines on the outputs of a run, which are paths and values by name."""
+    """A few lines on the outputs of a run, which are values and absolute paths by name."""
+    shown = {name: str(outputs[name]) for name in sorted(outputs)}
     lines = []
-    if "evaluation" in outputs:
-        lines.append(accuracy(Path(outputs["evaluation"])))
-    width = max(map(len, outputs), default=0) + 2
-    for name, value in outputs.items():
-        page = Path(outputs["evaluation"], "report.html") if name == "report" and "evaluation" in outputs else value
-        lines.append(f"{name:{width}}{page}")
-    if "model" in outputs:
-        lines += ["", "next:", f"  python -m trainer predict --model={outputs['model']} IMAGE…"]
-    return "\n".join(lines)
+    page = Path(shown.get("evaluation", ""), "report.html")
+    if page.is_file():
+        lines.append(accuracy(page.parent))
+        # The page itself: a pipeline's HTML artifact has no suffix, which browsers go by.
+        shown["report"] = str(page)
+    width = max(map(len, shown), default=0) + 2
+    lines += [f"{name:{width}}{value}" for name, value in shown.items()]
+    commands = next_commands(outputs)
+    return "\n".join([*lines, *(["", "next:"] if commands else []), *(f"  {command}" for command in commands)])
 
 
 def accuracy(evaluation: Path) -> str:
@@ -28,3 +32,21 @@ def accuracy(evaluation: Path) -> str:
         f"{measured['split']} accuracy {number['value']:.4f}"
         f" (95 % interval {number['low']:.4f} to {number['high']:.4f}, {number['n']:,} images)"
     )
+
+
+def next_commands(outputs: Mapping[str, Any]) -> list[str]:
+    """What one may want to do with what a run left."""
+    data, model = (shlex.quote(nearby(str(outputs[name]))) if name in outputs else "" for name in ("data", "model"))
+    commands = []
+    if model:
+        commands.append(f"trainer predict --model={model} IMAGE…")
+    if model and data:
+        commands.append(f"trainer train --data={data} --output=runs/mine --set=train_epochs=20")
+    elif data:
+        commands.append(f"pipelines run train --param=data={data}")
+    return [f"{shlex.quote(nearby(sys.executable))} -m {command}" for command in commands]
+
+
+def nearby(path: str) -> str:
+    """`path` as it is typed from here."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
