@@ -118,9 +118,9 @@ def _already_there(output: Path, subject: dict[str, Any]) -> dict[str, Any] | No
         manifest = artifact.verify(output, KIND)
     except DataError as error:
         raise UsageError(f"{error}; {remedy}") from None
-    differs = [name for name, value in subject.items() if manifest.get(name) != value]
+    differs = dict.fromkeys(n.removesuffix("_digest") for n, value in subject.items() if manifest.get(n) != value)
     if differs:
-        raise UsageError(f"{output}: is an evaluation with another {', '.join(differs)}; {remedy}")
+        raise UsageError(f"{output}: is an evaluation of another {' and '.join(differs)}; {remedy}")
     return json.loads((output / METRICS_FILE).read_text())
 
 

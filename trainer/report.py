@@ -167,16 +167,17 @@ def _joined(value: Any) -> str:
 
 
 def _config(model: SavedModel) -> list[dict[str, Any]]:
-    fields = {field.name: field for field in dataclasses.fields(Config)}
+    """The fields in the order of Config, then those of another version."""
+    values = dict(model.manifest.get("config", {}))
     rows = []
-    for name, value in model.manifest.get("config", {}).items():
-        value = tuple(value) if isinstance(value, list) else value
-        field = fields.get(name)
-        meaning = field.metadata["doc"] if field else ""
-        rows.append(
-            {"name": name, "value": shown(value), "meaning": meaning, "set": not field or value != field.default}
-        )
-    return rows
+    for field in dataclasses.fields(Config):
+        if field.name in values:
+            value = values.pop(field.name)
+            value = tuple(value) if isinstance(value, list) else value
+            about = {"meaning": field.metadata["doc"], "set": value != field.default}
+            rows.append({"name": field.name, "value": shown(value), **about})
+    others = [{"name": name, "value": shown(value), "meaning": "", "set": True} for name, value in values.items()]
+    return rows + others
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import artifact
+from trainer import artifact, quiet
 from trainer.data import images
 from trainer.errors import DataError
 
@@ -64,6 +64,7 @@ def load(model: SavedModel) -> Callable[[Sequence[bytes]], NDArray[np.float32]]:
       DataError: it cannot be loaded or lacks the signature `encoded`; later, an image that it
         cannot decode, or an answer that is no probabilities.
     """
+    quiet.import_tensorflow()
     import tensorflow as tf
 
     directory = model.directory / "1"
