@@ -70,9 +70,9 @@ def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
       DataError: no example, or fewer than two classes.
     """
     if not seen:
-        raise DataError("there is no labelled image in it")
+        raise DataError(f"{layout.origin}: there is no labelled image in it")
     if len(layout.class_names) < 2:
-        raise DataError(f"there is one class, '{layout.class_names[0]}'; a classifier needs at least two")
+        raise DataError(f"{layout.origin}: has one class, '{layout.class_names[0]}'; a classifier needs at least two")
     splits = {split: _split(split, seen, layout) for split in layout.shards}
     splits = {split: content for split, content in splits.items() if content["examples"]}
     together = "".join(f"{split} {splits[split]['digest']}\n" for split in sorted(splits))
@@ -98,37 +98,41 @@ def require_training_images(layout: records.Layout, manifest: dict[str, Any]) ->
     for class_name in layout.class_names:
         if not counts.get("train", {}).get(class_name):
             elsewhere = sum(classes[class_name] for classes in counts.values())
-            raise DataError(f"class '{class_name}': none of its {elsewhere} images is in train; add images of it")
+            raise DataError(
+                f"{layout.origin}: class '{class_name}' has {elsewhere} images, none of them in train; add some"
+            )
 
 
 def _looked_at(directory: Path, layout: records.Layout) -> Iterator[Seen]:
     for split, shards in layout.shards.items():
         numbered = enumerate(records.read(directory, shards, layout.features))
         while batch := list(itertools.islice(numbered, _BATCH)):
-            seen = [_seen(split, number, record) for number, record in batch]
+            seen = [_seen(layout.origin, split, number, record) for number, record in batch]
             refused = images.undecodable([record.image for _, record in batch])
             if refused is not None:
                 number, record = batch[refused]
-                raise DataError(f"{_where(split, number, record)}: its pixels cannot be decoded; it is damaged")
+                raise DataError(
+                    f"{_where(layout.origin, split, number, record.name)}: its pixels cannot be decoded; it is damaged"
+                )
             yield from seen
 
 
-def _seen(split: str, number: int, record: records.Record) -> Seen:
+def _seen(origin: str, split: str, number: int, record: records.Record) -> Seen:
     try:
         header = images.header(record.image)
     except images.BadImageError as error:
-        raise DataError(f"{_where(split, number, record)}: {error}") from None
+        raise DataError(f"{_where(origin, split, number, record.name)}: {error}") from None
     return Seen(split, record.label, record.name, hashlib.sha256(record.image).digest(), *header)
 
 
-def _where(split: str, number: int, record: records.Record) -> str:
-    return record.name or f"split {split}, example {number}"
+def _where(origin: str, split: str, number: int, name: str) -> str:
+    return f"{origin}/{name}" if name else f"{origin}, split {split}, example {number}"
 
 
 def _require_labels(examples: list[Seen], layout: records.Layout) -> None:
     for number, example in enumerate(examples):
         if not 0 <= example.label < len(layout.class_names):
-            where = example.name or f"split {example.split}, example {number}"
+            where = _where(layout.origin, example.split, number, example.name)
             raise DataError(f"{where}: label {example.label}; there are {len(layout.class_names)} classes, from 0")
 
 

@@ -8,7 +8,7 @@ from trainer import artifact
 from trainer.data import checks, records
 from trainer.data.dataset import KIND, DataSet, of_manifest, open_dataset
 from trainer.data.sources import SOURCES
-from trainer.errors import DataError, TrainerError, UsageError
+from trainer.errors import TrainerError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,7 @@ def run(
     except _AlreadyThereError:
         assert old
         return _kept(old)
-    dataset = of_manifest(output, artifact.read_manifest(output, KIND))
-    log.info("%s", _summary(dataset))
-    return dataset
+    return of_manifest(output, artifact.read_manifest(output, KIND))
 
 
 class _AlreadyThereError(Exception):
@@ -63,13 +61,9 @@ def _filled(source: str, directory: Path, data_dir: Path | None) -> dict:
         from trainer.data.sources import tfds  # its import costs a second that no other source needs
 
         layout = tfds.fill(source, directory, data_dir)
-    try:
-        described = checks.manifest_of(checks.inspect(directory, layout), layout)
-        if layout.name:
-            checks.require_training_images(layout, described)
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from None
+    described = checks.manifest_of(checks.inspect(directory, layout), layout)
     if layout.name:
+        checks.require_training_images(layout, described)
         records.write_metadata(directory, layout, described["image_shape"])
     return described
 
@@ -116,10 +110,3 @@ def _utc(data_time: str | None) -> str:
     except ValueError:
         raise UsageError(f"data_time={data_time}: must be as 2026-01-31T12:00:00Z") from None
     return (given.astimezone(UTC) if given.tzinfo else given).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _summary(dataset: DataSet) -> str:
-    height, width, channels = dataset.image_shape
-    size = f"{height or 'any'}x{width or 'any'}x{channels}"
-    splits = ", ".join(f"{name} {examples:,}" for name, examples in dataset.splits.items())
-    return f"{dataset.directory}: {len(dataset.class_names)} classes, images {size}: {splits}"

@@ -20,9 +20,10 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, unit=" images", leave=False, dynamic_ncols=True)
         return
-    said = time.monotonic()
+    said = 0.0
     for done, item in enumerate(items, start=1):
         yield item
+        said = said or time.monotonic()  # what comes before the first image is not the pass
         if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
             said = time.monotonic()
             log.info("%s: %s of %s images", what, f"{done:,}", f"{total:,}")

@@ -45,6 +45,7 @@ class Item(NamedTuple):
 class Layout:
     """What a source put into a directory.
 
+    `origin` is what an error says before the name of an example: where the examples are from.
     `features` says under which name a record holds "image", "label" and "name" ("" where it
     has none).  `name` is that of the TFDS builder to write metadata for; "" if it is there.
     `channels` is what the metadata say, None where they leave it open.  `notes` are checks
@@ -53,6 +54,7 @@ class Layout:
 
     class_names: list[str]
     shards: dict[str, list[Shard]]
+    origin: str = ""
     features: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"image": "image", "label": "label", "name": "name"}
     )
@@ -83,9 +85,17 @@ def read(directory: Path, shards: Iterable[Shard], features: Mapping[str, str]) 
 
 
 def write(
-    directory: Path, name: str, class_names: Sequence[str], items: Iterable[Item], *, shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    name: str,
+    class_names: Sequence[str],
+    items: Iterable[Item],
+    *,
+    origin: str = "",
+    shard_bytes: int = SHARD_BYTES,
 ) -> Layout:
     """Writes `items`, in their order, into the shards of their splits.
+
+    `name` is that of the TFDS builder, and of the origin unless another is given.
 
     Raises:
       StorageError: the file system refused; names the file.
@@ -98,7 +108,7 @@ def write(
                 splits[item.split] = stack.enter_context(_SplitWriter(directory, name, item.split, shard_bytes))
             splits[item.split].add(item.image, labels[item.class_name], item.name)
     shards = {split: splits[split].renamed() for split in sorted(splits)}
-    return Layout(list(class_names), shards, name=name)
+    return Layout(list(class_names), shards, origin or name, name=name)
 
 
 def write_metadata(directory: Path, layout: Layout, image_shape: Sequence[int | None]) -> None:

@@ -7,12 +7,18 @@ import hashlib
 from collections.abc import Mapping
 
 
-def split_of(content: bytes, shares: Mapping[str, float]) -> str:
+def position_of(content: bytes) -> float:
+    """Where `content` falls between 0 and 1, evenly."""
+    # Not the plain hash: an example's id is that, and whoever divides by id must not meet the same stretches.
+    digest = hashlib.sha256(b"split\0" + content).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def split_at(position: float, shares: Mapping[str, float]) -> str:
     """The split of an example, "train" or one of those that `shares` gives a part of all.
 
-    Each split has its own stretch of the hash, in the order of `shares`.
+    Each split has its own stretch, in the order of `shares`.
     """
-    position = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
     for split, share in shares.items():
         if 0 <= position < share:
             return split

@@ -2,8 +2,9 @@
 
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from trainer.data import images
 from trainer.data.progress import track
 from trainer.data.records import Item, Layout, write
-from trainer.data.sources.by_content import split_of
+from trainer.data.sources.by_content import position_of, split_at
 from trainer.errors import DataError, UsageError
 
 SHARES = {"test": 0.1, "validation": 0.1}
@@ -27,6 +28,8 @@ SPLIT_NAMES = {
 IGNORED_SUFFIXES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".db"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp"}
 
+AHEAD = 32  # files being read while one is written
+
 
 class File(NamedTuple):
     """An image file; split is "" where the folder does not say."""
@@ -35,6 +38,14 @@ class File(NamedTuple):
     class_name: str
     path: Path
     name: str
+
+
+class _Kept(NamedTuple):
+    """What a data set keeps of a file: an image, whether it is other than the file's bytes, its place in a split."""
+
+    image: bytes
+    changed: bool
+    position: float
 
 
 def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
@@ -60,7 +71,7 @@ def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
     shares = {split: share for split, share in SHARES.items() if split not in given}
     class_names = sorted({file.class_name for file in files})
     items = track(_items(files, shares, counted), len(files), "reading images")
-    layout = write(directory, "folder", class_names, items)
+    layout = write(directory, "folder", class_names, items, origin=str(root))
     layout.notes += [
         {"check": "ignored_files", "found": len(ignored), "examples": ignored[:5]},
         {"check": "images_stored_as_png", "found": counted["changed"]},
@@ -156,14 +167,35 @@ def _class_name(folder: Path) -> str:
 
 
 def _items(files: list[File], shares: dict[str, float], counted: Counter[str]) -> Iterator[Item]:
-    for file in files:
-        try:
-            content = file.path.read_bytes()
-            image, changed = images.to_store(content)
-        except OSError as error:
-            raise DataError(f"{file.path}: cannot be read: {error.strerror}") from None
-        except images.BadImageError as error:
-            raise DataError(f"{file.path}: {error}; repair or remove it") from None
-        counted["changed"] += changed
-        split = split_of(content, shares) if file.split in ("", "train") else file.split
-        yield Item(split, file.class_name, image, file.name)
+    with ThreadPoolExecutor() as pool:
+        for file, kept in _in_order(pool, files):
+            counted["changed"] += kept.changed
+            split = split_at(kept.position, shares) if file.split in ("", "train") else file.split
+            yield Item(split, file.class_name, kept.image, file.name)
+
+
+def _in_order(pool: ThreadPoolExecutor, files: list[File]) -> Iterator[tuple[File, _Kept]]:
+    """Each file with what is kept of it; a few are on their way, never all in memory."""
+    waiting: deque[tuple[File, Future[_Kept]]] = deque()
+    try:
+        for file in files:
+            waiting.append((file, pool.submit(_kept, file)))
+            if len(waiting) > AHEAD:
+                first, kept = waiting.popleft()
+                yield first, kept.result()
+        for first, kept in waiting:
+            yield first, kept.result()
+    finally:
+        for _, kept in waiting:
+            kept.cancel()
+
+
+def _kept(file: File) -> _Kept:
+    try:
+        content = file.path.read_bytes()
+        image, changed = images.to_store(content)
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read: {error.strerror}") from None
+    except images.BadImageError as error:
+        raise DataError(f"{file.path}: {error}; repair or remove it") from None
+    return _Kept(image, changed, position_of(content))

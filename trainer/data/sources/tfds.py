@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
-from tensorflow_datasets.core import read_only_builder, registered
+from tensorflow_datasets.core import naming, read_only_builder, registered
 from tensorflow_datasets.core.download import downloader
 
 from trainer.data.records import Layout, Shard
@@ -44,14 +45,19 @@ def fill(source: str, directory: Path, data_dir: Path | None) -> Layout:
         and one class label.
       StorageError: no space, or a place that cannot be written to.
     """
+    name = _require_name(source)
     with _quiet():
         if data_dir is not None:
-            builder = _prepared(source, data_dir) or _downloaded(source, data_dir)
+            builder = _prepared(source, data_dir)
+            if builder is None:
+                _require_known(source, name, data_dir)
+                builder = _downloaded(source, data_dir)
             layout = _layout(source, builder)
             for file in _files(builder):
                 _link(file, directory / file.name)
             layout.linked = True
             return layout
+        _require_known(source, name, data_dir)
         with tempfile.TemporaryDirectory(prefix=f"{directory.name}-", dir=directory.parent) as cache:
             builder = _downloaded(source, Path(cache))
             layout = _layout(source, builder)
@@ -62,7 +68,6 @@ def fill(source: str, directory: Path, data_dir: Path | None) -> Layout:
 
 def _prepared(source: str, data_dir: Path) -> Any:
     """The builder of what lies below `data_dir`, or None."""
-    _require_name(source)
     try:
         return read_only_builder.builder_from_files(source, data_dir=str(data_dir))
     except registered.DatasetNotFoundError:
@@ -72,10 +77,9 @@ def _prepared(source: str, data_dir: Path) -> Any:
 
 
 def _downloaded(source: str, data_dir: Path) -> Any:
-    name = _require_name(source)
-    _require_known(source, name, data_dir)
+    name, arguments = naming.parse_builder_name_kwargs(source)
     try:
-        builder = tfds.builder(source, data_dir=str(data_dir))
+        builder = registered.imported_builder_cls(str(name))(data_dir=str(data_dir), **arguments)
     except (ValueError, AssertionError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{source}: {_one_line(error)}") from error
     _require_features(source, builder)
@@ -96,14 +100,15 @@ def _require_name(source: str) -> str:
     raise DataError(f"{source}: no name of a data set, which is name[/config][:version]{hint}")
 
 
-def _require_known(source: str, name: str, data_dir: Path) -> None:
-    name = tfds.core.naming.camelcase_to_snakecase(name)
+def _require_known(source: str, name: str, data_dir: Path | None) -> None:
+    name = naming.camelcase_to_snakecase(name)
     known = tfds.list_builders(with_community_datasets=False)
     if name in known or _imported(name):
         return
     close = difflib.get_close_matches(name, [*known, "digits", "synthetic"], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "https://www.tensorflow.org/datasets lists its names"
-    raise DataError(f"{source}: no such data set here, in TFDS or below {data_dir}; {hint}")
+    below = f" and nothing of the name is below {data_dir}" if data_dir else ""
+    raise DataError(f"{source}: TFDS knows no such data set{below}; {hint}")
 
 
 def _imported(name: str) -> bool:
@@ -156,6 +161,7 @@ def _layout(source: str, builder: Any) -> Layout:
     return Layout(
         list(flat[label].names),
         shards,
+        source,
         features={"image": image, "label": label, "name": next(names, "")},
         channels=flat[image].shape[-1],
         notes=[{"check": "tfds", "found": 0, "data_set": info.full_name}],
@@ -190,7 +196,9 @@ def _flat(features: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_image(feature: Any) -> bool:
     # A LabeledImage, which is an Image too, holds classes in its pixels.
-    return type(feature) is tfds.features.Image and feature.np_dtype == "uint8" and feature.shape[-1] in (1, 3, None)
+    if type(feature) is not tfds.features.Image:
+        return False
+    return np.dtype(feature.np_dtype) == np.uint8 and feature.shape[-1] in (1, 3, None)
 
 
 def _files(builder: Any) -> list[Path]:
@@ -215,13 +223,15 @@ def _one_line(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keeps TFDS from printing, and from trying a dead server for minutes."""
     tfds.disable_progress_bar()
-    absl_logger = absl_logging.get_absl_logger()
-    level, retries = absl_logger.level, downloader.MAX_RETRIES
-    absl_logger.setLevel(logging.ERROR)
+    loud = {logger: logger.level for logger in (absl_logging.get_absl_logger(), logging.getLogger("urllib3"))}
+    retries = downloader.MAX_RETRIES
+    for logger in loud:
+        logger.setLevel(logging.ERROR)
     downloader.MAX_RETRIES = 3
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        absl_logger.setLevel(level)
+        for logger, level in loud.items():
+            logger.setLevel(level)
         downloader.MAX_RETRIES = retries
