@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import pytest
+
+from trainer import auto, machine
+from trainer.config import Config
+from trainer.recipes import recipe
+
+
+def resolved(config=None, examples=1000, image_shape=(28, 28, 1), image_side=28, bfloat16=False) -> Config:
+    return auto.resolve(
+        config or Config(), examples=examples, image_shape=image_shape, image_side=image_side, bfloat16=bfloat16
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "median", "size"),
+    [
+        ((28, 28, 1), 28, 28),
+        ((32, 24, 3), 24, 24),
+        ((64, 64, 3), 64, 64),
+        ((65, 65, 3), 65, 64),
+        ((512, 300, 3), 300, 64),
+        ((None, None, 3), 40, 40),
+        ((None, None, 3), 400, 64),
+        ((None, 20, 3), 30, 30),
+        ((1, 1, 1), 1, 1),
+    ],
+)
+def test_the_image_size_is_the_datas_own_up_to_64(shape, median, size):
+    assert resolved(image_shape=shape, image_side=median).image_size == size
+
+
+def test_the_crop_is_an_eighth_of_the_size_the_model_sees():
+    assert resolved(image_shape=(32, 32, 3)).crop_padding == 4
+    assert resolved(image_shape=(8, 8, 1)).crop_padding == 1
+    assert resolved(image_shape=(7, 7, 1)).crop_padding == 0
+    assert resolved(Config(image_size=16), image_shape=(64, 64, 3)).crop_padding == 2
+
+
+@pytest.mark.parametrize(("channels", "flip"), [(1, "off"), (3, "on")])
+def test_colour_is_flipped_and_grey_is_not(channels, flip):
+    assert resolved(image_shape=(8, 8, channels)).random_flip == flip
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_taken_where_it_is_native(native, dtype):
+    assert resolved(bfloat16=native).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch"),
+    [
+        (1, 16),
+        (100, 16),
+        (319, 16),
+        (639, 16),
+        (640, 32),
+        (1279, 32),
+        (1280, 64),
+        (2559, 64),
+        (2560, 128),
+        (10**6, 128),
+    ],
+)
+def test_an_epoch_has_20_steps_where_the_batch_can_give_them(examples, batch):
+    found = resolved(examples=examples).batch_size
+    assert found == batch
+    assert examples // found >= 20 or found == 16
+    assert found == 128 or examples // (2 * found) < 20
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs"), [(1, 100), (1000, 100), (2500, 100), (5000, 50), (10_000, 25), (25_000, 10), (10**6, 10)]
+)
+def test_epochs_follow_from_the_examples(examples, epochs):
+    assert resolved(examples=examples).train_epochs == epochs
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.parametrize("examples", [3, 1797, 60_000])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (None, None, 3)])
+def test_nothing_is_left_automatic_and_resolving_again_changes_nothing(bfloat16, examples, shape):
+    once = resolved(examples=examples, image_shape=shape, bfloat16=bfloat16)
+    assert once.image_size > 0
+    assert once.batch_size > 0
+    assert once.train_epochs > 0
+    assert once.crop_padding >= 0
+    assert once.random_flip in ("on", "off")
+    assert once.dtype in ("fp32", "bf16")
+    assert resolved(once, examples=7, image_shape=(99, 99, 3), bfloat16=not bfloat16) == once
+
+
+def test_what_a_recipe_says_stays():
+    config = recipe("cifar10_resnet56")
+    assert resolved(config, image_shape=(48, 48, 1), examples=10) == replace(config, dtype="fp32")
+
+
+def test_cores_are_those_that_this_process_may_use(run_python):
+    assert machine.cores() >= 1
+    code = "import os; from trainer import machine; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    assert run_python("-c", f"{code}; print(machine.cores())").stdout == "1\n"
+
+
+def test_native_bf16_is_what_the_processor_says():
+    with open("/proc/cpuinfo") as info:
+        words = set(info.read().split())
+    assert machine.computes_in_bfloat16() == bool(words & {"avx512_bf16", "amx_bf16"})
