@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = 5  # examples named with a find
 IMBALANCE = 10  # the largest class over a small one, from which on it is a find
-_BATCH = 256
+BATCH = 1024  # images decoded together at most
 
 
 class Seen(NamedTuple):
@@ -105,16 +105,27 @@ def require_training_images(layout: records.Layout, manifest: dict[str, Any]) ->
 
 def _looked_at(directory: Path, layout: records.Layout) -> Iterator[Seen]:
     for split, shards in layout.shards.items():
-        numbered = enumerate(records.read(directory, shards, layout.features))
-        while batch := list(itertools.islice(numbered, _BATCH)):
+        for batch in _batches(enumerate(records.read(directory, shards, layout.features))):
             seen = [_seen(layout.origin, split, number, record) for number, record in batch]
             refused = images.undecodable([record.image for _, record in batch])
             if refused is not None:
                 number, record = batch[refused]
-                raise DataError(
-                    f"{_where(layout.origin, split, number, record.name)}: its pixels cannot be decoded; it is damaged"
-                )
+                where = _where(layout.origin, split, number, record.name)
+                raise DataError(f"{where}: its pixels cannot be decoded; it is damaged")
             yield from seen
+
+
+def _batches(numbered: Iterable[tuple[int, records.Record]]) -> Iterator[list[tuple[int, records.Record]]]:
+    """As many at a time as are decoded cheaply together and do not fill the memory."""
+    batch, size = [], 0
+    for number, record in numbered:
+        batch.append((number, record))
+        size += len(record.image)
+        if len(batch) == BATCH or size >= records.READ_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _seen(origin: str, split: str, number: int, record: records.Record) -> Seen:

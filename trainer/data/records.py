@@ -14,6 +14,7 @@ from trainer.artifact import storage_errors
 from trainer.errors import DataError, StorageError
 
 SHARD_BYTES = 256 * 2**20
+READ_BYTES = 16 * 2**20
 VERSION = "1.0.0"
 
 
@@ -77,7 +78,7 @@ def read(directory: Path, shards: Iterable[Shard], features: Mapping[str, str]) 
     for shard in shards:
         file = directory / shard.file
         count = 0
-        for serialized in _serialized(file):
+        for serialized in _serialized(file, shard.examples):
             yield _parsed(serialized, features, f"{file}, record {count}")
             count += 1
         if count != shard.examples:
@@ -206,13 +207,15 @@ def _storage_errors(file: Path) -> Iterator[None]:
             raise StorageError(f"{file}: {error.message.split('; ')[-1]}") from error
 
 
-def _serialized(file: Path) -> Iterator[bytes]:
+def _serialized(file: Path, examples: int) -> Iterator[bytes]:
     import tensorflow as tf
 
     try:
-        for batch in tf.data.TFRecordDataset(str(file)).batch(256).as_numpy_iterator():
+        # Small records come cheaper by the hundred; a hundred photographs would fill the memory.
+        together = max(1, min(256, READ_BYTES * examples // max(1, file.stat().st_size)))
+        for batch in tf.data.TFRecordDataset(str(file)).batch(together).as_numpy_iterator():
             yield from batch
-    except tf.errors.NotFoundError:
+    except FileNotFoundError:
         raise DataError(f"{file}: missing") from None
     except tf.errors.OpError as error:
         raise DataError(f"{file}: damaged: {error.message.splitlines()[0]}") from None
