@@ -1,0 +1,124 @@
+"""The real pipelines on made-up images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+DATASET = "synthetic:8x8x1:3:120"
+OVERRIDES = '["train_epochs=2", "batch_size=16", "resnet_size=8"]'
+
+
+def run(*words: str, root: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipelines", "run", *words, f"--root={root}", "--json"]
+    return subprocess.run(command, cwd=cwd or root, capture_output=True, text=True, check=False)
+
+
+def outputs(ran: subprocess.CompletedProcess[str]) -> dict[str, Path]:
+    assert ran.returncode == 0, ran.stderr
+    return {name: Path(value) for name, value in json.loads(ran.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def data(root: Path) -> Path:
+    """What the component `prepare_data` writes, run alone."""
+    return outputs(run("prepare_data", f"--param=dataset={DATASET}", root=root))["data"]
+
+
+@pytest.fixture(scope="module")
+def model(root: Path, data: Path) -> Path:
+    """What the component `train` writes, run alone on a path relative to where one stands."""
+    words = [f"--param=data={data.name}", f"--param=overrides={OVERRIDES}"]
+    return outputs(run("train", *words, root=root, cwd=data.parent))["model"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(root: Path, data: Path, model: Path) -> dict[str, Path]:
+    """What the component `evaluate` writes, run alone."""
+    return outputs(run("evaluate", f"--param=model={model}", f"--param=data={data}", root=root))
+
+
+def test_prepare_data_alone(data: Path) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert manifest["kind"] == "dataset"
+    assert sum(split["examples"] for split in manifest["splits"].values()) == 120
+    assert recorded(data)["metadata"]["digest"] == manifest["digest"]
+
+
+@pytest.mark.long
+def test_train_alone(model: Path, data: Path) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    assert manifest["config"]["batch_size"] == 16
+    assert manifest["data"]["digest"] == json.loads((data / "manifest.json").read_text())["digest"]
+    assert (model / "1" / "saved_model.pb").is_file()
+    assert recorded(model)["metadata"]["framework"] == "tensorflow"
+    assert recorded(model)["metadata"]["weights_sha256"] == manifest["weights_sha256"]
+
+
+@pytest.mark.long
+def test_evaluate_alone(evaluated: dict[str, Path]) -> None:
+    measured = json.loads((evaluated["evaluation"] / "metrics.json").read_text())
+    assert measured["n"] == 12
+    assert evaluated["report"].read_bytes() == (evaluated["evaluation"] / "report.html").read_bytes()
+    shown = recorded(evaluated["report"].with_name("metrics"))["metadata"]
+    assert shown["accuracy_top_1"] == measured["accuracy_top_1"]["value"]
+    confusion = recorded(evaluated["report"].with_name("confusion"))["metadata"]["confusionMatrix"]
+    assert [row["row"] for row in confusion["rows"]] == measured["confusion_matrix"]
+
+
+@pytest.mark.long
+def test_training_alone_and_compiled_give_the_same_bits(model: Path, root: Path, tmp_path: Path) -> None:
+    compiled = tmp_path / "training.yaml"
+    compile_ = [sys.executable, "-m", "pipelines", "compile", "training", f"--output={compiled}"]
+    subprocess.run(compile_, check=True)
+    words = [f"--param=dataset={DATASET}", f"--param=overrides={OVERRIDES}", f"--param=run_dir={tmp_path / 'run'}"]
+    ran = run(str(compiled), *words, root=root)
+    made = outputs(ran)
+    assert weights(made["model"]) == weights(model)
+    assert list((tmp_path / "run").iterdir())
+    labels = np.load(made["evaluation"] / "predictions.npz")["label"]
+    assert labels.shape == (12,)
+    assert "KFP" not in ran.stderr
+    assert "oneDNN" not in ran.stderr
+
+
+@pytest.mark.long
+def test_two_workers_train_in_one_task(root: Path) -> None:
+    words = [f"--param=dataset={DATASET}", f"--param=overrides={OVERRIDES}", "--param=workers=2"]
+    ran = run("training", *words, root=root)
+    assert json.loads((outputs(ran)["model"] / "manifest.json").read_text())["workers"] == 2
+    assert "[worker 1]" in ran.stderr
+
+
+def test_a_directory_that_is_no_data_set_fails_the_task(root: Path, tmp_path: Path) -> None:
+    ran = run("train", f"--param=data={tmp_path}", root=root)
+    assert ran.returncode == 7
+    assert ran.stderr.splitlines()[-1].startswith(f"python -m pipelines: train: {tmp_path}: not a complete dataset")
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_data_set_that_does_not_exist_fails_the_task(root: Path, tmp_path: Path) -> None:
+    ran = run("prepare_data", f"--param=dataset=folder:{tmp_path / 'nope'}", root=root)
+    assert ran.returncode == 7
+    assert ran.stderr.splitlines()[-1].startswith("python -m pipelines: prepare_data: ")
+    assert str(tmp_path / "nope") in ran.stderr.splitlines()[-1]
+    assert ran.stdout == ""
+
+
+def recorded(artifact: Path) -> dict[str, Any]:
+    """What kfp keeps of an artifact: its address and metadata."""
+    outputs = json.loads(artifact.with_name("executor_output.json").read_text())
+    return outputs["artifacts"][artifact.name]["artifacts"][0]
+
+
+def weights(model: Path) -> str:
+    return json.loads((model / "manifest.json").read_text())["weights_sha256"]
