@@ -1,0 +1,223 @@
+"""The environment that make makes, on a project small enough to install without a network, and the image's recipe."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = Path(sys.executable).with_name("uv")
+BACKEND = """
+import zipfile
+
+def build_editable(directory, config_settings=None, metadata_directory=None):
+    name = "small-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(f"{directory}/{name}", "w") as wheel:
+        wheel.writestr("small.pth", "")
+        wheel.writestr("small-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: small\\nVersion: 1.0\\n")
+        wheel.writestr("small-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("small-1.0.dist-info/RECORD", "")
+    return name
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    raise NotImplementedError
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+
+[project]
+name = "small"
+version = "1.0"
+"""
+PIPELINES = "import os, sys; print('ran', sys.argv[1:], sys.prefix, os.environ.get('PYTHONPATH'))"
+
+Make = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Our Makefile over a project without dependencies, in a path with a space."""
+    project = tmp_path / "a project"
+    (project / "pipelines").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", project)
+    (project / "requirements.lock").write_text("")
+    (project / "pyproject.toml").write_text(PROJECT)
+    (project / "backend.py").write_text(BACKEND)
+    (project / "pipelines" / "__main__.py").write_text(PIPELINES)
+    return project
+
+
+def make(project: Path, *words: str, path: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    clean["PATH"] = path or without_uv()
+    command = [str(shutil.which("make")), "--no-print-directory", f"PYTHON={sys._base_executable}", *words]  # type: ignore[attr-defined]
+    return subprocess.run(command, cwd=project, env={**clean, **environment}, capture_output=True, text=True)
+
+
+def without_uv() -> str:
+    return os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not Path(p, "uv").exists())
+
+
+def test_a_second_run_installs_nothing(project: Path) -> None:
+    first = make(project, "run", "ARGS=--param=a=b")
+    assert first.returncode == 0, first.stderr
+    assert "making .venv" in first.stdout
+    assert f"'--param=a=b'] {project / '.venv'} None" in first.stdout
+    second = make(project, "run", PYTHONPATH="/nowhere", VIRTUAL_ENV="/nowhere")
+    assert second.returncode == 0
+    assert second.stdout.splitlines()[1:] == [first.stdout.splitlines()[-1].replace(", '--param=a=b'", "")]
+
+
+@pytest.mark.long
+def test_a_changed_lock_is_installed_into_the_environment_that_is_there(project: Path) -> None:
+    make(project, "run")
+    (project / "requirements.lock").write_text("# changed\n")
+    again = make(project, "run")
+    assert again.returncode == 0
+    assert "making .venv" not in again.stdout
+    assert "installing" in again.stdout
+    assert len(list((project / ".venv").glob("ready-*"))) == 1
+
+
+@pytest.mark.long
+def test_a_lock_that_cannot_be_installed_leaves_nothing_that_looks_whole(project: Path) -> None:
+    (project / "requirements.lock").write_text("surely-not-there==1.0\n")  # no hash
+    assert make(project, "run").returncode == 2
+    assert not list((project / ".venv").glob("ready-*"))
+    (project / "requirements.lock").write_text("")
+    repaired = make(project, "run")
+    assert repaired.returncode == 0
+    assert "making .venv" in repaired.stdout
+
+
+@pytest.mark.long
+def test_half_an_environment_is_made_anew(project: Path) -> None:
+    (project / ".venv" / "bin").mkdir(parents=True)
+    (project / ".venv" / "bin" / "python").write_text("#!/bin/false\n")
+    (project / ".venv" / "left-over").write_text("")
+    made = make(project, "run")
+    assert made.returncode == 0, made.stderr
+    assert not (project / ".venv" / "left-over").exists()
+
+
+@pytest.mark.long
+def test_an_environment_somebody_made_is_used(project: Path) -> None:
+    subprocess.run([sys._base_executable, "-m", "venv", project / ".venv"], check=True)  # type: ignore[attr-defined]
+    (project / ".venv" / "theirs").write_text("")
+    made = make(project, "run")
+    assert made.returncode == 0
+    assert (project / ".venv" / "theirs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not UV.exists(), reason="uv comes with the development dependencies")
+def test_uv_is_used_where_it_is_there_and_what_it_made_serves_without_it(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "uv").symlink_to(UV)
+    made = make(project, "run", path=f"{tmp_path / 'bin'}{os.pathsep}{without_uv()}", UV_OFFLINE="1")
+    assert made.returncode == 0, made.stderr
+    assert "uv" in (project / ".venv" / "pyvenv.cfg").read_text()
+    assert make(project, "run").returncode == 0
+    (project / "requirements.lock").write_text("# changed\n")
+    assert make(project, "run").returncode == 0
+
+
+@pytest.mark.long
+def test_many_targets_at_once_share_one_installation(project: Path) -> None:
+    made = make(project, "-j4", "run", "golden")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("installing") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 127", "is no Python 3.11 or newer; name one: make PYTHON="),
+        ('case "$2" in *venv*) exit 1;; esac', "cannot make environments; on Debian: apt install python3-venv"),
+    ],
+)
+def test_a_python_that_will_not_do_is_named(project: Path, tmp_path: Path, script: str, said: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    ran = make(project, "run", f"PYTHON={python}")
+    assert ran.returncode == 2
+    assert f"make: {python} {said}" in ran.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_an_image_without_an_engine_says_what_to_install(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "cat", "cksum", "tr", "rm", "touch", "mv", "echo"):
+        (tools / tool).symlink_to(str(shutil.which(tool)))
+    ran = make(project, "image", path=str(tools))
+    assert ran.returncode == 2
+    assert "make image: neither docker nor podman answers" in ran.stderr
+
+
+def test_help_lists_every_target(project: Path) -> None:
+    listed = set(re.findall(r"make ([a-z-]+)", make(project, "help").stdout))
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert listed == set(phony[1].split())
+
+
+def test_the_lock_pins_every_dependency_by_hash_and_names_no_index() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    pinned = {name.lower() for name in re.findall(r"^([A-Za-z0-9_.-]+)==", lock, re.MULTILINE)}
+    assert {re.split(r"[^A-Za-z0-9_.-]", text)[0].lower() for text in wanted} <= pinned
+    entries = re.split(r"\n(?=\S)", lock.strip())
+    assert [entry for entry in entries if not entry.startswith("#") and "--hash=sha256:" not in entry] == []
+    assert "://" not in lock
+
+
+def test_everything_the_image_copies_is_in_its_context() -> None:
+    recipe = (ROOT / "Dockerfile").read_text()
+    context = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {word for line in re.findall(r"^COPY (?!--)(.*) \S+$", recipe, re.MULTILINE) for word in line.split()}
+    assert copied == context
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_has_a_numeric_user() -> None:
+    user, group = re.findall(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1]
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_a_wheel_holds_the_three_packages_and_their_files(tmp_path: Path) -> None:
+    words = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        tmp_path,
+    ]
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=lambda d, names: [n for n in names if n.startswith(".") or n in ("tests", "runs")]
+    )
+    subprocess.run([sys.executable, *words, source], check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    for package in ("trainer", "components", "pipelines"):
+        ours = {f.relative_to(ROOT).as_posix() for f in (ROOT / package).rglob("*") if f.suffix in (".py", ".html")}
+        assert ours <= names
+    assert not any(name.startswith("tests/") for name in names)
