@@ -40,8 +40,9 @@ lock: $(READY) ## pin the dependencies of pyproject.toml anew; ARGS=--upgrade fo
 	$(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --generate-hashes \
 		--no-header --no-emit-index-url --no-annotate --quiet $(ARGS) -o requirements.lock
 
-golden: $(READY) ## write the compiled pipelines that the tests compare with
+golden: $(READY) ## write what the tests compare with: compiled pipelines and help
 	$(BIN)/python -m pipelines compile --output=tests/pipelines/golden
+	$(BIN)/python -m tests.test_frozen_help
 
 bench: $(READY) ## measure speed
 	$(BIN)/python -m pytest -m '' -s tests/benchmarks $(ARGS)

@@ -1,7 +1,6 @@
 """The command line: `python -m trainer COMMAND`.  Parses, calls, prints."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,8 +121,7 @@ def _switch(name: str, meaning: str) -> Callable[[flags.FlagValues], Any]:
 
 
 def _overrides(values: flags.FlagValues) -> None:
-    meaning = "field=value, over the recipe; may be repeated"
-    flags.DEFINE_multi_string("set", [], meaning, flag_values=values)
+    flags.DEFINE_multi_string("set", [], "field=value, over the recipe", flag_values=values)
 
 
 DATA = _text("data", "data set that `prepare` made")
@@ -189,4 +187,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main(PROGRAM, SUMMARY, COMMANDS))
+    main(PROGRAM, SUMMARY, COMMANDS)

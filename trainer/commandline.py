@@ -155,5 +155,5 @@ def _help(program: str, name: str, command: Command, values: flags.FlagValues) -
         shown = f" (default: {flag.default})" if flag.default not in (None, False, [], "") else ""
         lines.append(f"  {switch}")
         meaning = " ".join(f"{flag.help}{shown}".split())
-        lines += textwrap.wrap(meaning, 92, initial_indent="      ", subsequent_indent="      ")
+        lines += (f"      {line}" for line in textwrap.wrap(meaning, 86, break_on_hyphens=False))
     return "\n".join([*lines, "", f"example: {command.example}"])
