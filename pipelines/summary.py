@@ -49,4 +49,5 @@ def next_commands(outputs: Mapping[str, Any]) -> list[str]:
 
 def nearby(path: str) -> str:
     """`path` as it is typed from here."""
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+    here = Path.cwd()
+    return os.path.relpath(path) if here != Path("/") and Path(path).is_relative_to(here) else path

@@ -110,8 +110,7 @@ def _log_to_stderr() -> None:
 def _parse(program: str, summary: str, commands: Mapping[str, Command], words: list[str]) -> Callable[[], int]:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
-        print(_overview(program, summary, commands))
-        return lambda: 0 if words else 2
+        return lambda: _show(_overview(program, summary, commands), 0 if words else 2)
     if name not in commands:
         known = ", ".join(commands)
         return _refuse(f"{program}: no command '{name}'; there are {known}")
@@ -121,8 +120,7 @@ def _parse(program: str, summary: str, commands: Mapping[str, Command], words: l
     given = words[1:]
     flagged = given[: given.index("--")] if "--" in given else given
     if "-h" in flagged or "--help" in flagged:
-        print(_help(program, name, command, values))
-        return lambda: 0
+        return lambda: _show(_help(program, name, command, values), 0)
     try:
         rest = values([f"{program} {name}", *given])[1:]
     except flags.Error as error:
@@ -131,6 +129,11 @@ def _parse(program: str, summary: str, commands: Mapping[str, Command], words: l
     if rest and not command.arguments:
         return _refuse(f"{program} {name}: unexpected '{rest[0]}'; see {program} {name} --help")
     return lambda: command.run(values, rest) or 0
+
+
+def _show(text: str, code: int) -> int:
+    print(text, flush=True)  # here, where a reader that has gone is no bug
+    return code
 
 
 def _refuse(message: str) -> Callable[[], int]:
