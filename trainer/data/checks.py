@@ -71,8 +71,7 @@ def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
     """
     if not seen:
         raise DataError(f"{layout.origin}: there is no labelled image in it")
-    if len(layout.class_names) < 2:
-        raise DataError(f"{layout.origin}: has one class, '{layout.class_names[0]}'; a classifier needs at least two")
+    require_two_classes(layout.origin, layout.class_names)
     splits = {split: _split(split, seen, layout) for split in layout.shards}
     splits = {split: content for split, content in splits.items() if content["examples"]}
     together = "".join(f"{split} {splits[split]['digest']}\n" for split in sorted(splits))
@@ -86,6 +85,16 @@ def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
         "linked": layout.linked,
         "checks": [*_checks(seen, layout), *layout.notes],
     }
+
+
+def require_two_classes(origin: str, class_names: list[str]) -> None:
+    """Refuses what there is nothing to tell apart in.
+
+    Raises:
+      DataError: names the one class.
+    """
+    if len(class_names) < 2:
+        raise DataError(f"{origin}: has one class, '{''.join(class_names)}'; a classifier needs at least two")
 
 
 def require_training_images(layout: records.Layout, manifest: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data import images
+from trainer.data.checks import require_two_classes
 from trainer.data.progress import track
 from trainer.data.records import Item, Layout, write
 from trainer.data.sources.by_content import position_of, split_at
@@ -70,6 +71,7 @@ def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
     given = {file.split for file in files}
     shares = {split: share for split, share in SHARES.items() if split not in given}
     class_names = sorted({file.class_name for file in files})
+    require_two_classes(str(root), class_names)
     items = track(_items(files, shares, counted), len(files), "reading images")
     layout = write(directory, "folder", class_names, items, origin=str(root))
     layout.notes += [

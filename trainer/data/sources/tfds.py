@@ -31,6 +31,7 @@ from trainer.errors import DataError, StorageError, TrainerError
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[^:]+)?(:[\d.*]+)?(/.+)?")
+MESSAGE = 400  # characters of TFDS's own words that an error repeats
 _NAMES_OF_EXAMPLES = ("name", "file_name", "filename", "image/filename")
 
 
@@ -78,8 +79,10 @@ def _prepared(source: str, data_dir: Path) -> Any:
 
 def _downloaded(source: str, data_dir: Path) -> Any:
     name, arguments = naming.parse_builder_name_kwargs(source)
+    builder_class = registered.imported_builder_cls(str(name))
+    _require_config(source, builder_class, arguments.get("config"))
     try:
-        builder = registered.imported_builder_cls(str(name))(data_dir=str(data_dir), **arguments)
+        builder = builder_class(data_dir=str(data_dir), **arguments)
     except (ValueError, AssertionError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{source}: {_one_line(error)}") from error
     _require_features(source, builder)
@@ -122,6 +125,13 @@ def _imported(name: str) -> bool:
             importlib.import_module(module)
             return name in tfds.list_builders(with_community_datasets=False)
     return False
+
+
+def _require_config(source: str, builder_class: Any, config: Any) -> None:
+    there = list(builder_class.builder_configs)
+    if config and config not in there:
+        close = difflib.get_close_matches(str(config), there, n=3) or there[:10]
+        raise DataError(f"{source}: no configuration '{config}'; there are {', '.join(close) or 'none'}")
 
 
 @contextlib.contextmanager
@@ -215,8 +225,8 @@ def _link(file: Path, target: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]} …"
 
 
 @contextlib.contextmanager

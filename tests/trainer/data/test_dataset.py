@@ -1,0 +1,82 @@
+import json
+import shutil
+import struct
+
+import pytest
+
+from trainer.data.dataset import open_dataset, read
+from trainer.errors import DataError
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    return shutil.copytree(digits.directory, tmp_path / "copy")
+
+
+def test_opening_needs_no_tensorflow(digits, run_python):
+    program = (
+        "import sys; from pathlib import Path; from trainer.data.dataset import open_dataset;"
+        "d = open_dataset(Path(sys.argv[1])); assert 'tensorflow' not in sys.modules; print(d.digest)"
+    )
+    result = run_python("-c", program, str(digits.directory))
+    assert result.stdout.strip() == digits.digest, result.stderr
+
+
+def test_importing_prepare_creates_nothing_that_a_strategy_forbids(run_python):
+    program = (
+        "from trainer.data import prepare; import trainer.data.sources.tfds; import tensorflow as tf;"
+        "from tensorflow.python.eager import context; assert not context.context()._initialized; print('fresh')"
+    )
+    result = run_python("-c", program)
+    assert result.stdout.strip() == "fresh", result.stderr
+
+
+def test_examples_are_read_in_the_same_order_with_ids_of_their_content(digits):
+    first, second = list(read(digits, "train")), list(read(open_dataset(digits.directory), "train"))
+    assert first == second
+    assert len({example.id for example in first}) == len(first) == digits.splits["train"]
+    assert all(len(example.id.split("-")[0]) == 16 for example in first)
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(digits):
+    with pytest.raises(DataError, match="no split 'dev'; there are train, validation, test"):
+        list(read(digits, "dev"))
+
+
+def test_a_changed_missing_or_cut_file_is_named_when_opening(copy):
+    shard = next(copy.glob("*test*"))
+    whole = shard.read_bytes()
+    for spoilt in (whole[:-1], bytes([whole[100] ^ 1]).join([whole[:100], whole[101:]]), None):
+        shard.unlink() if spoilt is None else shard.write_bytes(spoilt)
+        with pytest.raises(DataError, match=shard.name):
+            open_dataset(copy)
+
+
+def first_record(content):
+    (length,) = struct.unpack("<Q", content[:8])
+    return content[: 8 + 4 + length + 4]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut in a record", "cut between records", "gone"])
+def test_damage_after_opening_is_named_when_reading(damage, copy):
+    dataset = open_dataset(copy)
+    shard = next(copy.glob("*test*"))
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        content[100] ^= 1
+    elif damage == "cut in a record":
+        del content[-5:]
+    elif damage == "cut between records":
+        content = content[: -len(content) + len(first_record(content))]
+    shard.unlink() if damage == "gone" else shard.write_bytes(content)
+    with pytest.raises(DataError, match=shard.name):
+        list(read(dataset, "test"))
+
+
+def test_a_manifest_that_lacks_something_is_named(copy):
+    file = copy / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["image_shape"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json.*image_shape"):
+        open_dataset(copy)
