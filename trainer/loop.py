@@ -58,10 +58,11 @@ def make_train_call(
     replicas = strategy.num_replicas_in_sync
 
     def update(strategy, gradients, statistics, rate):
+        def descend(variable, gradient, rate):
+            optimizer.update_step(gradient, variable, rate)
+
         for gradient, variable in zip(gradients, trainable, strict=True):
-            strategy.extended.update(
-                variable.value, lambda v, g: optimizer.update_step(g, v, rate), args=(gradient,), group=False
-            )
+            strategy.extended.update(variable.value, descend, args=(gradient, rate), group=False)
         for statistic, variable in zip(statistics, moving, strict=True):
             strategy.extended.update(variable.value, lambda v, s: v.assign(s), args=(statistic,), group=False)
         optimizer.iterations.assign_add(1)
@@ -129,9 +130,13 @@ def make_evaluate_call(strategy: tf.distribute.Strategy, model: keras.Model) -> 
 
 def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
     """Whether every worker calls this with the same number."""
-    replies = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(float(number))))
-    total = float(strategy.experimental_local_results(replies)[0])
-    return total == float(number) * strategy.num_replicas_in_sync
+
+    def total():
+        mine = tf.constant(float(number))
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+    sums = strategy.experimental_local_results(tf.function(strategy.run)(total))
+    return float(sums[0]) == float(number) * strategy.num_replicas_in_sync
 
 
 def run(train_call: Callable, iterator, plan: Plan, state: State, config: Config, actions: Sequence[Action]) -> None:

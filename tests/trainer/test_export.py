@@ -1,0 +1,87 @@
+"""The exported model, as whoever serves it sees it."""
+
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from trainer import export, models
+from trainer.config import Config
+from trainer.data.preprocess import standardize
+
+NAMES = ["cat", "dog", "Über Äpfel"]
+CONFIG = Config(resnet_size=8)
+RANDOM = np.random.default_rng(1)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
+def exported(request, tmp_path_factory):
+    """A network with random weights, and what its export loads as."""
+    shape = (16, 16, request.param)
+    network = models.build(CONFIG, shape, len(NAMES), "mixed_bfloat16")
+    network.set_weights([np.abs(RANDOM.normal(0.3, 0.2, w.shape)).astype("float32") for w in network.get_weights()])
+    output = tmp_path_factory.mktemp("export") / "model"
+    manifest = {"class_names": NAMES, "image_shape": list(shape)}
+    manifest = export.write(output, manifest, CONFIG, network.get_weights(), [{"epoch": 1, "step": 9}], clean=False)
+    return network, tf.saved_model.load(str(output / "1")), output, manifest
+
+
+def png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_the_export_gives_what_the_network_gives(exported):
+    network, loaded, _, _ = exported
+    images = RANDOM.integers(0, 256, (5, *network.input_shape[1:]), np.uint8)
+    answer = loaded.signatures["serving_default"](images=tf.constant(images))
+    plain = models.build(CONFIG, network.input_shape[1:], len(NAMES), "float32")
+    plain.set_weights(network.get_weights())
+    expected = keras.ops.softmax(plain(standardize(tf.constant(images)))).numpy()
+    np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
+    assert answer["class"].dtype == tf.int64
+    assert answer["class"].numpy().tolist() == expected.argmax(axis=1).tolist()
+    assert [label.decode() for label in answer["label"].numpy()] == [NAMES[best] for best in expected.argmax(axis=1)]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 25), (7, 9)])
+def test_both_signatures_give_the_same_answer_for_the_same_pixels(exported, size):
+    network, loaded, _, _ = exported
+    images = RANDOM.integers(0, 256, (3, *size, network.input_shape[-1]), np.uint8)
+    by_pixels = loaded.signatures["serving_default"](images=tf.constant(images))
+    by_bytes = loaded.signatures["encoded"](image_bytes=tf.constant([png(image) for image in images]))
+    np.testing.assert_allclose(by_pixels["probabilities"], by_bytes["probabilities"], atol=1e-6)
+
+
+def test_images_of_several_sizes_go_into_one_batch_as_bytes(exported):
+    network, loaded, _, _ = exported
+    channels = network.input_shape[-1]
+    images = [png(RANDOM.integers(0, 256, (*size, channels), np.uint8)) for size in ((16, 16), (31, 8), (100, 64))]
+    assert loaded.signatures["encoded"](image_bytes=tf.constant(images))["probabilities"].shape == (3, len(NAMES))
+
+
+def test_the_artifact_says_what_it_was_made_of(exported):
+    network, _, output, manifest = exported
+    assert manifest["weights_sha256"] == export.weights_sha256(network.get_weights())
+    assert (output / "labels.txt").read_text().splitlines() == NAMES
+    assert json.loads((output / "config.json").read_text())["resnet_size"] == 8
+    assert (output / "history.csv").read_text() == (
+        "epoch,step,learning_rate,loss,training_accuracy_top_1,eval_loss,accuracy_top_1\n1,9,,,,,\n"
+    )
+
+
+def test_the_weights_digest_sees_order_shape_and_value():
+    arrays = [np.zeros((2, 3), np.float32), np.ones(4, np.float32)]
+    changed = [
+        arrays[::-1],
+        [arrays[0].reshape(3, 2), arrays[1]],
+        [arrays[0], np.nextafter(arrays[1], 2, dtype=np.float32)],
+        [arrays[0].astype(np.float64), arrays[1]],
+    ]
+    digests = {export.weights_sha256(each) for each in (arrays, *changed)}
+    assert len(digests) == 5

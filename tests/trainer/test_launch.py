@@ -1,0 +1,155 @@
+"""Several workers: the same examples, the same curve, and one end for all."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import artifact, cluster
+
+SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "learning_rate=0.1"]
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    return [sys.executable, "-m", "trainer", "train", f"--data={data}", f"--output={output}", *settings, *more]
+
+
+def run(data: Path, output: Path, *more: str, expect: int = 0) -> str:
+    done = subprocess.run(command(data, output, *more), capture_output=True, text=True, timeout=400)
+    assert done.returncode == expect, done.stderr
+    return done.stderr
+
+
+def curve(model: Path) -> list[list[float]]:
+    with open(model / "history.csv") as stream:
+        return [[float(value) for value in row] for row in list(csv.reader(stream))[1:]]
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("norm", ["norm=none", "norm_group=16"])
+def test_one_two_and_four_workers_give_the_same_curve(norm: str, tiny: Path, tmp_path: Path):
+    curves = {}
+    for workers in (1, 2, 4):
+        run(tiny, tmp_path / f"model{workers}", f"--set={norm}", f"--workers={workers}")
+        curves[workers] = curve(tmp_path / f"model{workers}")
+        assert artifact.verify(tmp_path / f"model{workers}", "model")["workers"] == workers
+    for workers in (2, 4):
+        for alone, together in zip(curves[1], curves[workers], strict=True):
+            assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
+    assert curves[1][-1][3] < 0.98 * curves[1][0][3]
+
+
+def test_two_workers_train_and_say_who_speaks(tiny: Path, tmp_path: Path):
+    said = run(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=1")
+    assert "[worker 0] epoch 1/1" in said
+    assert "[worker 1] strategy multi_worker_mirrored: worker 1 of 2, 2 replicas" in said
+    assert "Traceback" not in said
+    assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
+
+
+@pytest.mark.long
+def test_batch_statistics_are_those_of_all_workers(tiny: Path, tmp_path: Path):
+    """One step from the same weights: moving means are linear in the slices' means, so two workers agree with one."""
+    import numpy as np
+
+    moving = {}
+    for workers in (1, 2):
+        run(tiny, tmp_path / f"model{workers}", "--set=train_steps=1", f"--workers={workers}")
+        (path,) = (tmp_path / f"model{workers}.run" / "checkpoints").glob("step-*")
+        with np.load(path / "variables.npz") as stored:
+            moving[workers] = {name: stored[name] for name in stored if "stem_norm/moving_mean" in name}
+    ((name, alone),) = moving[1].items()
+    np.testing.assert_allclose(moving[2][name], alone, rtol=1e-4, atol=1e-6)
+    assert np.abs(alone).max() > 1e-4
+
+
+def test_the_user_error_of_the_workers_is_said_once(tiny: Path, tmp_path: Path):
+    said = run(tiny, tmp_path / "model", "--workers=2", "--set=norm_group=7", expect=2)
+    assert said.count("norm_group=7: must divide a replica's share of the batch, 32 examples") == 1
+    assert said.strip().splitlines()[-1].startswith("python -m trainer: norm_group=7")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_when_one_worker_dies_all_end(number: int, tiny: Path, tmp_path: Path):
+    endless = command(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=100000", "--set=log_steps=1")
+    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "loss" in line:
+                break
+        workers = children(process)
+        assert len(workers) == 2
+        os.kill(workers[1], number)
+        began = time.monotonic()
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert time.monotonic() - began < 30
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert "Traceback" not in rest
+
+
+def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
+    from trainer.launch.local import _free_ports
+
+    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
+    processes = []
+    for index in range(2):
+        environment = os.environ | {"TF_CONFIG": cluster.to_tf_config(addresses, index)}
+        one_epoch = command(tiny, tmp_path / "model", "--set=train_epochs=1", "--set=strategy=collective")
+        processes.append(subprocess.Popen(one_epoch, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--workers=0"], "--workers=0: must be at least 1"),
+        (["--workers=2", "--worker_hosts=a:1,b:2", "--task_index=0"], "unset TF_CONFIG and --worker_hosts"),
+        (["--worker_hosts=a:1,b:2"], "--task_index: missing"),
+        (["--expected_workers=2"], "--expected_workers=2"),
+    ],
+)
+def test_contradictions_are_refused_before_tensorflow_is_imported(more: list[str], words: str, tiny: Path, tmp_path):
+    began = time.monotonic()
+    said = run(tiny, tmp_path / "model", *more, expect=2)
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("strategy", ["off", "one_device", "mirrored"])
+def test_each_strategy_of_one_process_trains(strategy: str, tiny: Path, tmp_path: Path):
+    run(tiny, tmp_path / "model", f"--set=strategy={strategy}", "--set=train_epochs=1")
+    assert curve(tmp_path / "model")[0][3] < 1.5
+
+
+@pytest.mark.long
+def test_mirrored_over_two_devices_gives_the_curve_of_one(tiny: Path, tmp_path: Path):
+    program = """
+import sys
+from pathlib import Path
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from trainer import launch
+launch.train(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:])
+"""
+    settings = [*SETTINGS, "norm_group=16"]
+    mirrored = [sys.executable, "-c", program, str(tiny), str(tmp_path / "two"), *settings, "strategy=mirrored"]
+    done = subprocess.run(mirrored, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    run(tiny, tmp_path / "one", "--set=norm_group=16")
+    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
