@@ -128,9 +128,8 @@ def _already_there(output: Path, request: Mapping[str, Any], *, clean: bool) -> 
     there = artifact.verify(output, "model")
     differing = [key for key in request if there.get(key) != request[key]]
     if differing:
-        raise UsageError(
-            f"{output} holds a model of another {' and '.join(differing)}; give another --output, or --clean to replace it"
-        )
+        other = " and ".join(differing)
+        raise UsageError(f"{output} holds a model of another {other}; give another --output, or --clean to replace it")
     logger.info("%s is already there", output)
     return there
 

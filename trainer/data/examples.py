@@ -1,33 +1,94 @@
-"""The examples of a split, to be had by index."""
+"""The examples of a split, to be had by index: decoded in memory, or from disk where they are too many."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
-from trainer.data.dataset import DataSet, read
 
 from trainer.config import Config
+from trainer.data.dataset import DataSet, read
 from trainer.data.preprocess import decode, resize
+from trainer.data.shards import ShardReader
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Decoded images, uint8 [N, S, S, C], and labels, int32 [N], in memory."""
+class Examples(Protocol):
+    """Images and labels that a batch is taken from."""
 
-    images: tf.Tensor
-    labels: tf.Tensor
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
+    def __len__(self) -> int: ...
 
     def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images [n, S, S, C] and labels [n] at `indices`."""
-        return tf.gather(self.images, indices), tf.gather(self.labels, indices)
+        """Images, uint8 [n, S, S, C], and labels, int32 [n], at `indices`, int64 [n]."""
+        ...
+
+    def subset(self, mask: np.ndarray) -> "Examples":
+        """Those where `mask`, bool [N], is true, in their order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Decoded images, uint8 [N, S, S, C], and labels, int32 [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.init_scope(), tf.device("CPU:0"):  # the input chain runs there, whatever trains
+            return tf.constant(self.images), tf.constant(self.labels)
+
+    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As Examples.take."""
+        images, labels = self._tensors
+        return tf.gather(images, indices), tf.gather(labels, indices)
+
+    def subset(self, mask: np.ndarray) -> "InMemory":
+        """As Examples.subset."""
+        return InMemory(self.images[mask], self.labels[mask])
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDisk:
+    """Encoded images in shards, decoded and resized each time they are taken.
+
+    `numbers`, int64 [N]: which record of `shards` each example is; `feature`: what the image
+    is called there; `shape`: [S, S, C].
+    """
+
+    shards: ShardReader
+    numbers: np.ndarray
+    labels: np.ndarray
+    feature: str
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As Examples.take."""
+        numbers = tf.gather(tf.constant(self.numbers), indices)
+        serialized = tf.ensure_shape(tf.numpy_function(self.shards.read, [numbers], tf.string), indices.shape)
+        encoded = tf.io.parse_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[self.feature]
+
+        def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
+            return resize(decode(image_bytes, self.shape[2])[None], self.shape[0])[0]
+
+        images = tf.map_fn(pixels, encoded, fn_output_signature=tf.TensorSpec(self.shape, tf.uint8))
+        return images, tf.gather(tf.constant(self.labels), indices)
+
+    def subset(self, mask: np.ndarray) -> "OnDisk":
+        """As Examples.subset."""
+        return dataclasses.replace(self, numbers=self.numbers[mask], labels=self.labels[mask])
 
 
 def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples, Examples | None]:
@@ -37,41 +98,35 @@ def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples,
     each image: the same images are held out whatever else the data holds.
 
     Raises:
-      DataError: no training split, or more decoded images than resident_gib allows.
+      DataError: a shard is damaged, or nothing is left to train on.
     """
-    if "train" not in dataset.splits:
-        raise DataError(f"{dataset.directory}: has no split 'train'; it has {', '.join(dataset.splits)}")
-    wanted = ["train"] if config.skip_eval or not dataset.splits.get("validation") else ["train", "validation"]
-    _check_room(sum(dataset.splits[split] for split in wanted), dataset, config, workers_here)
-    images, labels, ids = _decoded(dataset, "train", config.image_size)
-    if "validation" in wanted:
-        return _examples(images, labels), _examples(*_decoded(dataset, "validation", config.image_size)[:2])
+    validates = not config.skip_eval and dataset.splits.get("validation", 0) > 0
+    wanted = ["train", "validation"] if validates else ["train"]
+    needed = workers_here * sum(dataset.splits[split] for split in wanted) * _bytes(dataset, config) / 2**30
+    fits = needed <= config.resident_gib
+    if not fits:
+        logger.info("%.1f GiB of images are over resident_gib=%g: read from disk", needed, config.resident_gib)
+    stored = _in_memory if fits else _on_disk
+    train, ids = stored(dataset, "train", config)
+    if validates:
+        return train, stored(dataset, "validation", config)[0]
     fraction = 0.0 if dataset.splits.get("validation") else config.validation_fraction
-    held_out = np.array([int(name[:8], 16) < fraction * 2**32 for name in ids])
-    if not held_out.any():
-        return _examples(images, labels), None
+    held_out = np.array([int(each[:8], 16) < fraction * 2**32 for each in ids])
     if held_out.all():
         raise DataError(f"{dataset.directory}: validation_fraction={fraction} leaves no example to train on")
-    train = _examples(images[~held_out], labels[~held_out])
-    if config.skip_eval:
+    if not held_out.any():
         return train, None
-    logger.info("no validation split: %d of %d training examples held out", held_out.sum(), len(labels))
-    return train, _examples(images[held_out], labels[held_out])
+    logger.info("no validation split: %d of %d training examples are held out", held_out.sum(), len(ids))
+    return train.subset(~held_out), None if config.skip_eval else train.subset(held_out)
 
 
-def _check_room(examples: int, dataset: DataSet, config: Config, workers_here: int) -> None:
-    needed = workers_here * examples * config.image_size**2 * dataset.image_shape[2] / 2**30
-    if needed > config.resident_gib:
-        raise DataError(
-            f"{dataset.directory}: {examples} images at image_size={config.image_size} take {needed:.1f} GiB "
-            f"in {workers_here} workers, over resident_gib={config.resident_gib:g}; raise it or make image_size smaller"
-        )
+def _bytes(dataset: DataSet, config: Config) -> int:
+    return config.image_size**2 * dataset.image_shape[2]
 
 
-def _decoded(dataset: DataSet, split: str, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Images [N, size, size, C], labels [N] and ids [N] of a split, in stored order."""
-    channels = dataset.image_shape[2]
-    count = dataset.splits[split]
+def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, list[str]]:
+    """A split decoded, and the ids of its examples."""
+    size, channels, count = config.image_size, dataset.image_shape[2], dataset.splits[split]
     images = np.empty((count, size, size, channels), np.uint8)
     labels = np.empty(count, np.int32)
     ids: list[str] = []
@@ -90,11 +145,14 @@ def _decoded(dataset: DataSet, split: str, size: int) -> tuple[np.ndarray, np.nd
     for batch in stream.map(pixels, tf.data.AUTOTUNE).batch(256).prefetch(1).as_numpy_iterator():
         images[done : done + len(batch)] = batch
         done += len(batch)
-    if done != count:
-        raise DataError(f"{dataset.directory}: split '{split}' has {done} examples, its manifest says {count}")
-    return images, labels, ids
+    return InMemory(images, labels), ids
 
 
-def _examples(images: np.ndarray, labels: np.ndarray) -> Examples:
-    with tf.device("CPU:0"):  # the input chain runs there, whatever trains
-        return Examples(tf.constant(images), tf.constant(labels))
+def _on_disk(dataset: DataSet, split: str, config: Config) -> tuple[OnDisk, list[str]]:
+    """A split left where it is, and the ids of its examples."""
+    shards = [dataset.directory / file for file, _ in dataset.manifest["splits"][split]["shards"]]
+    seen = [(example.id, example.label) for example in read(dataset, split)]
+    labels = np.array([label for _, label in seen], np.int32)
+    shape = (config.image_size, config.image_size, dataset.image_shape[2])
+    feature = dataset.manifest["features"]["image"]
+    return OnDisk(ShardReader(shards), np.arange(len(seen)), labels, feature, shape), [each for each, _ in seen]

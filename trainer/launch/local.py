@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from trainer import cluster, errors
+from trainer import cluster
 from trainer.errors import Interrupted, Preempted, TrainerError
 
 logger = logging.getLogger(__name__)
@@ -137,5 +137,5 @@ def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[
 def _error(index: int, code: int, words: str) -> TrainerError:
     if code < 0:
         return Preempted(f"worker {index} was ended by {signal.Signals(-code).name}")
-    kinds = {kind.exit_code: kind for kind in vars(errors).values() if isinstance(kind, type)}
+    kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
     return kinds.get(code, TrainerError)(words or f"worker {index} ended with exit code {code}")
