@@ -83,7 +83,7 @@ def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
         "digest": hashlib.sha256(together.encode()).hexdigest(),
         "features": layout.features,
         "linked": layout.linked,
-        "checks": [*_checks(seen, layout), *layout.notes],
+        "checks": [*_checks(seen, layout), _missing_splits(splits), *layout.notes],
     }
 
 
@@ -224,6 +224,14 @@ def _image_sizes(seen: list[Seen]) -> dict[str, Any]:
         "height": [min(h for h, _ in sizes), max(h for h, _ in sizes)],
         "width": [min(w for _, w in sizes), max(w for _, w in sizes)],
     }
+
+
+def _missing_splits(splits: dict[str, Any]) -> dict[str, Any]:
+    missing = [split for split in ("train", "validation", "test") if split not in splits]
+    for split in missing:
+        if split != "validation":  # training holds examples out where there is none
+            log.warning("there is no %s split, only %s", split, ", ".join(splits))
+    return {"check": "missing_splits", "found": len(missing), "splits": missing}
 
 
 def _imbalance(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:

@@ -30,7 +30,15 @@ def run(
     output = Path(output).expanduser().absolute()
     data_dir = Path(data_dir).expanduser().absolute() if data_dir else None
     kind, _, argument = source.partition(":")
-    _require_apart(output, kind, argument, data_dir)
+    if not source:
+        raise UsageError("dataset: none is named; give digits, a TFDS name, folder:PATH or synthetic")
+    if kind not in SOURCES:
+        _require_apart(output, data_dir)
+    elif kind == "folder" and argument:
+        folder = Path(argument).expanduser().absolute()
+        _require_apart(output, folder)
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{output}: is inside {folder}, of which it would become a class; give another --output")
     manifest = {"kind": KIND, "source": source, "data_time": _utc(data_time)}
     old = _there(output, source) if artifact.occupied(output) and not clean else None
     if old and kind not in SOURCES and data_dir is None:
@@ -93,13 +101,12 @@ def _kept(old: DataSet) -> DataSet:
     return old
 
 
-def _require_apart(output: Path, kind: str, argument: str, data_dir: Path | None) -> None:
-    """Refuses an output that would become part of its own source, or would replace it."""
-    for place in [Path(argument).expanduser()] * (kind == "folder" and argument != "") + [data_dir] * bool(data_dir):
-        assert place
-        inside, around = output.resolve(), place.resolve()
-        if (inside.is_relative_to(around) and kind == "folder") or around.is_relative_to(inside):
-            raise UsageError(f"{output}: may not be inside {place}, nor {place} in it; give another --output")
+def _require_apart(output: Path, made_from: Path | None) -> None:
+    """Refuses an output that would become part of what it is made from, or would replace it."""
+    if made_from is None:
+        return
+    if made_from.resolve().is_relative_to(output.resolve()):
+        raise UsageError(f"{output}: holds {made_from}, which the data set is made from; give another --output")
 
 
 def _utc(data_time: str | None) -> str:

@@ -143,6 +143,16 @@ def test_duplicates_are_found_in_classes_and_splits(photos, tmp_path, caplog):
     assert sum(id.endswith("-1") for id in ids) >= 1
 
 
+def test_a_folder_too_small_for_every_split_says_so(tmp_path, fill_folder, caplog):
+    root = tmp_path / "split"
+    for split in ("train", "validation"):
+        for seed, name in enumerate("ab"):
+            fill_folder(root / split / name, 1, seed + 10)
+    dataset = prepared(root, tmp_path / "set")
+    assert check(dataset, "missing_splits")["splits"] == ["test"]
+    assert "there is no test split" in caplog.text
+
+
 def test_nothing_found_is_recorded_too(photos, tmp_path):
     dataset = prepared(photos, tmp_path / "set")
     names = {check["check"] for check in dataset.manifest["checks"]}
@@ -278,6 +288,8 @@ def test_a_path_that_is_no_folder(photos, tmp_path):
             prepared(tmp_path / path, tmp_path / "set")
     with pytest.raises(UsageError, match="names no folder"):
         prepare.run("folder:", tmp_path / "set")
+    with pytest.raises(UsageError, match="none is named"):
+        prepare.run("", tmp_path / "set")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
@@ -291,6 +303,6 @@ def test_a_file_that_may_not_be_read(photos, tmp_path):
 def test_an_output_inside_its_own_source_or_around_it_is_refused(photos, tmp_path):
     with pytest.raises(UsageError, match="inside"):
         prepared(photos, photos / "set")
-    with pytest.raises(UsageError, match="inside"):
+    with pytest.raises(UsageError, match="is made from"):
         prepare.run(f"folder:{photos}", tmp_path, clean=True)
     assert len(folder.listed(photos)[0]) == 80

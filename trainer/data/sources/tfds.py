@@ -86,7 +86,8 @@ def _downloaded(source: str, data_dir: Path) -> Any:
     except (ValueError, AssertionError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{source}: {_one_line(error)}") from error
     _require_features(source, builder)
-    log.info("downloading and preparing %s in %s", builder.info.full_name, data_dir)
+    _require_manual_files(source, builder, data_dir / "downloads/manual")
+    log.info("downloading and preparing %s", builder.info.full_name)
     with _preparation_errors(source, data_dir):
         builder.download_and_prepare(
             download_dir=str(data_dir / "downloads"),
@@ -99,7 +100,7 @@ def _require_name(source: str) -> str:
     match = _NAME.fullmatch(source)
     if match:
         return match["name"]
-    hint = f"; for a folder of images write folder:{source}" if Path(source).exists() else ""
+    hint = f"; for a folder of images write folder:{source}" if source and Path(source).exists() else ""
     raise DataError(f"{source}: no name of a data set, which is name[/config][:version]{hint}")
 
 
@@ -132,6 +133,16 @@ def _require_config(source: str, builder_class: Any, config: Any) -> None:
     if config and config not in there:
         close = difflib.get_close_matches(str(config), there, n=3) or there[:10]
         raise DataError(f"{source}: no configuration '{config}'; there are {', '.join(close) or 'none'}")
+
+
+def _require_manual_files(source: str, builder: Any, place: Path) -> None:
+    """Some sets may be fetched by their users only, by hand."""
+    instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not (place.is_dir() and any(place.iterdir())):
+        raise DataError(
+            f"{source}: cannot be downloaded for you; put its files into DIR/downloads/manual and "
+            f"give --data_dir=DIR: {_one_line(instructions)}"
+        )
 
 
 @contextlib.contextmanager
@@ -224,7 +235,7 @@ def _link(file: Path, target: Path) -> None:
         target.symlink_to(file)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MESSAGE else f"{text[:MESSAGE]} …"
 
@@ -233,15 +244,15 @@ def _one_line(error: BaseException) -> str:
 def _quiet() -> Iterator[None]:
     """Keeps TFDS from printing, and from trying a dead server for minutes."""
     tfds.disable_progress_bar()
-    loud = {logger: logger.level for logger in (absl_logging.get_absl_logger(), logging.getLogger("urllib3"))}
-    retries = downloader.MAX_RETRIES
-    for logger in loud:
-        logger.setLevel(logging.ERROR)
+    # For good: other downloads of the same set go on trying after the first has failed.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    absl_logger = absl_logging.get_absl_logger()
+    level, retries = absl_logger.level, downloader.MAX_RETRIES
+    absl_logger.setLevel(logging.ERROR)
     downloader.MAX_RETRIES = 3
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        for logger, level in loud.items():
-            logger.setLevel(level)
+        absl_logger.setLevel(level)
         downloader.MAX_RETRIES = retries
