@@ -55,11 +55,15 @@ def test_tfds_reads_it_with_its_class_names(digits):
     assert theirs[0]["image"].shape == (8, 8, 1)
 
 
-def test_prepared_twice_gives_the_same_bytes(photos, tmp_path, contents):
-    first, second = (
-        prepare.run(f"folder:{photos}", tmp_path / name, data_time=TIME).directory for name in ("first", "second")
+def test_another_process_writes_the_same_bytes(photos, tmp_path, contents, run_python):
+    first = prepare.run(f"folder:{photos}", tmp_path / "first", data_time=TIME).directory
+    program = (
+        "import sys; from pathlib import Path; from trainer.data import prepare;"
+        "prepare.run(sys.argv[1], Path(sys.argv[2]), data_time=sys.argv[3])"
     )
-    assert contents(first) == contents(second)
+    result = run_python("-c", program, f"folder:{photos}", str(tmp_path / "second"), TIME)
+    assert result.returncode == 0, result.stderr
+    assert contents(first) == contents(tmp_path / "second")
 
 
 def test_data_time_is_kept_in_utc_or_refused(photos, tmp_path):

@@ -90,6 +90,12 @@ def test_halving_a_ramp_agrees_with_another_library():
     assert abs(resized - pillow).max() <= 1
 
 
+def test_a_value_between_two_is_rounded_and_not_cut():
+    images = np.array([[0, 1], [1, 1]], np.uint8).reshape(1, 2, 2, 1)
+    assert resize(tf.constant(images), 1).numpy().item() == 1
+    assert resize(tf.constant(1 - images), 1).numpy().item() == 0
+
+
 def test_enlarging_keeps_flat_images_flat_and_the_extremes():
     flat = np.full((1, 3, 3, 1), 201, np.uint8)
     assert (resize(tf.constant(flat), 8).numpy() == 201).all()
