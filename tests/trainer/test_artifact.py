@@ -89,7 +89,8 @@ def test_nothing_is_at_the_place_until_the_block_ends(tmp_path):
     with artifact.building(tmp_path / "thing", {"kind": "thing"}) as partial:
         (partial / "a").write_text("a")
         assert not (tmp_path / "thing").exists()
-    assert (tmp_path / "thing").is_dir()
+        built = partial.stat().st_ino
+    assert (tmp_path / "thing").stat().st_ino == built  # renamed, not copied file by file
 
 
 def test_clean_replaces_the_whole_and_keeps_the_old_until_then(thing):

@@ -100,11 +100,9 @@ def test_enlarging_keeps_flat_images_flat_and_the_extremes():
     flat = np.full((1, 3, 3, 1), 201, np.uint8)
     assert (resize(tf.constant(flat), 8).numpy() == 201).all()
     edge = np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)
-    assert resize(tf.constant(edge), 8).numpy()[0, 0, :, 0].tolist() == sorted(
-        resize(tf.constant(edge), 8).numpy()[0, 0, :, 0].tolist()
-    )
-    assert resize(tf.constant(edge), 8).numpy().min() == 0
-    assert resize(tf.constant(edge), 8).numpy().max() == 255
+    row = resize(tf.constant(edge), 8).numpy()[0, 0, :, 0].tolist()
+    assert row == sorted(row)
+    assert (row[0], row[-1]) == (0, 255)
 
 
 def test_channels_of_0_1_and_2_become_those_of_the_2019_trainers():
