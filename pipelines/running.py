@@ -99,13 +99,20 @@ def run(pipeline: PipelineSpec, arguments: dict[str, Any], root: Path) -> dict[s
             if tasks.stopped_by is None and not tasks.failures:
                 raise RunFailed(str(error)) from error
             outputs = None
-    if tasks.stopped_by == signal.SIGINT:
-        raise Interrupted("interrupted")
     if tasks.stopped_by is not None:
-        raise Preempted(f"stopped by {signal.Signals(tasks.stopped_by).name}")
+        kind = Interrupted if tasks.stopped_by == signal.SIGINT else Preempted
+        raise kind(f"stopped by {signal.Signals(tasks.stopped_by).name}{_resuming(pipeline, arguments)}")
     if outputs is None:
         raise RunFailed(tasks.failures[-1])
     return {name: value.path if isinstance(value, dsl.Artifact) else value for name, value in outputs.items()}
+
+
+def _resuming(pipeline: PipelineSpec, arguments: dict[str, Any]) -> str:
+    if "run_dir" not in pipeline.root.input_definitions.parameters:
+        return ""
+    if arguments.get("run_dir"):
+        return "; the same command goes on from its last checkpoint"
+    return "; with --param=run_dir=DIR a run goes on from where the one before it stopped"
 
 
 def _parameters(inputs: ComponentInputsSpec) -> str:

@@ -23,7 +23,7 @@ def import_tensorflow() -> None:
         os.dup2(notices.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
-        except BaseException:
+        except Exception:
             notices.seek(0)
             os.write(terminal, notices.read())
             raise
