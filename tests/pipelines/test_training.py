@@ -1,6 +1,7 @@
 """The real pipelines on made-up images."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,24 @@ def test_two_workers_train_in_one_task(root: Path) -> None:
     ran = run("training", *words, root=root)
     assert json.loads((outputs(ran)["model"] / "manifest.json").read_text())["workers"] == 2
     assert "[worker 1]" in ran.stderr
+
+
+@pytest.mark.long
+def test_an_interrupted_run_goes_on_where_it_stopped(root: Path, tmp_path: Path) -> None:
+    overrides = OVERRIDES.replace("train_epochs=2", "train_epochs=200")
+    words = [f"--param=dataset={DATASET}", f"--param=overrides={overrides}", f"--param=run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "pipelines", "run", "training", *words, f"--root={root}"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    assert any("epoch 2/200" in line for line in started.stderr)
+    started.send_signal(signal.SIGINT)
+    _, rest = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert rest.splitlines()[-1].endswith("stopped by SIGINT; the same command goes on from its last checkpoint")
+    again = run("training", *words, root=root)
+    assert outputs(again)["model"].is_dir()
+    assert "going on after step" in again.stderr
+    assert "epoch 1/200" not in again.stderr
 
 
 def test_a_directory_that_is_no_data_set_fails_the_task(root: Path, tmp_path: Path) -> None:
