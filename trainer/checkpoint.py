@@ -94,16 +94,23 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Deletes all."""
-        for path in self.committed():
-            shutil.rmtree(path)
+        self._delete(self.committed())
 
     def _prune(self, newest: Path, best: Path | None) -> None:
-        """Deletes the damaged, the superseded, and what killed processes left half-written."""
         paths = self.committed()
         place = paths.index(newest) + 1
-        old = [path for path in paths[: max(0, place - self.keep)] if path != best]
-        for path in (*old, *paths[place:], *self.directory.glob(".step-*.partial-*")):
-            shutil.rmtree(path, ignore_errors=True)
+        superseded = [path for path in paths[: max(0, place - self.keep)] if path != best]
+        self._delete(superseded + paths[place:])
+
+    def _delete(self, paths: list[Path]) -> None:
+        """Deletes `paths`, each gone at once, and what killed processes left half-written or half-deleted."""
+        for path in paths:
+            aside = path.with_name(f".{path.name}.partial-old")
+            shutil.rmtree(aside, ignore_errors=True)
+            with artifact.storage_errors(path):
+                path.rename(aside)
+        for left in self.directory.glob(".step-*.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
