@@ -49,6 +49,8 @@ def project(tmp_path: Path) -> Path:
     """Our Makefile over a project without dependencies, in a path with a space."""
     project = tmp_path / "a project"
     (project / "pipelines").mkdir(parents=True)
+    (project / "tests").mkdir()
+    (project / "tests" / "test_frozen_help.py").write_text("")
     shutil.copy(ROOT / "Makefile", project)
     (project / "requirements.lock").write_text("")
     (project / "pyproject.toml").write_text(PROJECT)
