@@ -13,7 +13,7 @@ import tqdm
 
 from trainer.checkpoint import Checkpoints
 from trainer.config import Config
-from trainer.loop import Action, State
+from trainer.loop import Action, Call, State
 from trainer.schedule import Plan
 from trainer.signals import StopSignal
 
@@ -32,7 +32,7 @@ def record_epochs(
     its loss has not improved for early_stop_epochs.
     """
 
-    def act(state: State) -> None:
+    def act(state: State, call: Call) -> None:
         last = state.step == plan.total
         epoch = plan.epoch_at(state.step)
         if epoch is None and not last:
@@ -81,7 +81,7 @@ def save_checkpoints(
             return state.step % config.checkpoint_steps == 0
         return time.monotonic() - checkpoints.saved_at > max(checkpoints.seconds, 0.1) / SAVING_SHARE
 
-    def act(state: State) -> None:
+    def act(state: State, call: Call) -> None:
         if due(state):
             best = state.best["step"] if state.best else None
             checkpoints.save(state.step, variables(), dataclasses.asdict(state), best)
@@ -92,7 +92,7 @@ def save_checkpoints(
 def stop_on_signal(signal: StopSignal) -> Action:
     """Ends the run with the error of the signal that was received."""
 
-    def act(state: State) -> None:
+    def act(state: State, call: Call) -> None:
         if signal.received:
             raise signal.error(state.step)
 
@@ -100,42 +100,63 @@ def stop_on_signal(signal: StopSignal) -> Action:
 
 
 def report_progress(config: Config, plan: Plan, start: State) -> Action:
-    """Throughput, metrics and the time that is left: a bar on a terminal, else lines.
+    """Throughput, metrics and the time that is left: a bar on a terminal, else lines."""
+    progress = _Progress(config, plan, start)
+    return progress.act
 
-    The time left is reckoned from all that happened since the first call, validation and
-    checkpoints included, so it does not promise what only training steps would keep.
-    """
-    bar = None
-    if sys.stderr.isatty():
-        bar = tqdm.tqdm(total=plan.total, initial=start.step, unit="step", dynamic_ncols=True, leave=False)
-    began: list[tuple[float, int]] = []
-    said = [start.step, len(start.history)]  # step of the last line, rows of history
 
-    def act(state: State) -> None:
-        began.append((time.monotonic(), state.step))
-        del began[1:-1]  # the first call compiles: the clock starts after it
-        pace = (state.step - began[0][1]) / max(began[-1][0] - began[0][0], 1e-9)
-        speed = (
-            f"  {pace * plan.batch_size:,.0f} images/s  {_duration((plan.total - state.step) / pace)} left"
-            if pace
-            else ""
-        )
-        if bar:
-            bar.update(state.step - bar.n)
-            bar.set_postfix_str(speed.strip())
-        rows = state.history[said[1] :]
-        said[1] = len(state.history)
+class _Progress:
+    """What was said last, and what has been measured since."""
+
+    def __init__(self, config: Config, plan: Plan, start: State):
+        self.config = config
+        self.plan = plan
+        self.said_step = start.step
+        self.said_rows = len(start.history)
+        self.steps = 0
+        self.seconds = 0.0
+        self.clock: tuple[float, int] | None = None
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm.tqdm(total=plan.total, initial=start.step, unit="step", dynamic_ncols=True, leave=False)
+
+    def act(self, state: State, call: Call) -> None:
+        """The action."""
+        rows = state.history[self.said_rows :]
+        if self.clock is None or (rows and not self.said_rows):
+            # What was compiled until now, first training and then validation, will not be again.
+            self.clock = time.monotonic(), state.step
+        else:
+            self.steps, self.seconds = self.steps + call.steps, self.seconds + call.seconds
+        if self.bar:
+            self.bar.update(state.step - self.bar.n)
+            self.bar.set_postfix_str(self._pace(state))
         for row in rows:
-            _say(bar, f"epoch {row['epoch']}/{config.train_epochs}{_numbers(row)}{speed}")
-            said[0] = state.step
-        if not bar and state.step - said[0] >= config.log_steps:
-            done = state.step - state.since
-            _say(bar, f"step {state.step}/{plan.total}  loss {state.loss_sum / done:.4f}{speed}")
-            said[0] = state.step
-        if bar and (state.stopped or state.step == plan.total):
-            bar.close()
+            self._say(f"epoch {row['epoch']}/{self.config.train_epochs}{_numbers(row)}", state)
+        if not rows and not self.bar and state.step - self.said_step >= self.config.log_steps:
+            loss = state.loss_sum / (state.step - state.since)
+            self._say(f"step {state.step}/{self.plan.total}  loss {loss:.4f}", state)
+        if self.bar and (state.stopped or state.step == self.plan.total):
+            self.bar.close()
 
-    return act
+    def _say(self, line: str, state: State) -> None:
+        if self.bar:
+            self.bar.clear()
+        logger.info("  ".join(filter(None, (line, self._pace(state)))))
+        self.said_step, self.said_rows = state.step, len(state.history)
+        self.steps, self.seconds = 0, 0.0
+
+    def _pace(self, state: State) -> str:
+        """Training's images a second since the last line, and the time left by the clock.
+
+        The clock counts validation and checkpoints too, so it does not promise what only
+        training steps would keep.
+        """
+        began, first = self.clock or (0.0, state.step)
+        if not self.steps or state.step == first:
+            return ""
+        left = (self.plan.total - state.step) * (time.monotonic() - began) / (state.step - first)
+        return f"{self.steps * self.plan.batch_size / self.seconds:,.0f} images/s  {_duration(left)} left"
 
 
 def write_summaries(directory: Path, start: State) -> Action:
@@ -143,7 +164,7 @@ def write_summaries(directory: Path, start: State) -> Action:
     writer = tf.summary.create_file_writer(str(directory))
     written = [len(start.history)]
 
-    def act(state: State) -> None:
+    def act(state: State, call: Call) -> None:
         with writer.as_default():
             for row in state.history[written[0] :]:
                 for name, value in row.items():
@@ -161,12 +182,6 @@ def _numbers(row: Mapping) -> str:
     if row["eval_loss"] is not None:
         text += f"  validation loss {row['eval_loss']:.4f}  accuracy {row['accuracy_top_1']:.4f}"
     return text
-
-
-def _say(bar: tqdm.tqdm | None, line: str) -> None:
-    if bar:
-        bar.clear()
-    logger.info(line)
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 from trainer.config import Config
 
 # Enough steps to converge on what the default network can learn, and minutes on two cores.
-EXAMPLES_SEEN = 250_000
+EXAMPLES_SEEN = 120_000
 EPOCHS = (10, 100)
 LARGEST_IMAGE = 64
 

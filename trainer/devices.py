@@ -18,12 +18,12 @@ def configure(seed: int, cluster: Cluster) -> None:
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
-    threads = max(1, machine.cores() // cluster.neighbours)
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
+        threads = max(1, machine.cores() // cluster.neighbours)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:  # a notebook, or a second training in one process
         logger.warning("TensorFlow is in use already: its threads and memory stay as they are")
 

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -35,8 +35,15 @@ class State:
     stopped: str = ""
 
 
+class Call(NamedTuple):
+    """One call of the device: the steps it made and the seconds it took."""
+
+    steps: int
+    seconds: float
+
+
 # Called after each call of the device.
-Action = Callable[[State], None]
+Action = Callable[[State, Call], None]
 
 
 def make_train_call(
@@ -159,9 +166,10 @@ def run(train_call: Callable, iterator, plan: Plan, state: State, config: Config
             raise NumericsError(f"step {int(sums[2])}: the loss or a gradient is not finite; try a lower learning_rate")
         state.loss_sum, state.correct_sum = float(sums[0]), float(sums[1])
         state.step += count
-        pace.took(count, time.perf_counter() - began)
+        call = Call(count, time.perf_counter() - began)
+        pace.took(call)
         for action in actions:
-            action(state)
+            action(state, call)
 
 
 class _Pace:
@@ -172,11 +180,11 @@ class _Pace:
         self.steps = fixed or 1
         self.calls = 0
 
-    def took(self, count: int, seconds: float) -> None:
+    def took(self, call: Call) -> None:
         self.calls += 1
         if self.fixed or self.calls == 1:  # the first call also compiles
             return
-        fitting = int(SECONDS_PER_CALL * count / max(seconds, 1e-6))
+        fitting = int(SECONDS_PER_CALL * call.steps / max(call.seconds, 1e-6))
         self.steps = max(1, min(fitting, 4 * self.steps))
 
 
