@@ -135,19 +135,40 @@ def make_evaluate_call(strategy: tf.distribute.Strategy, model: keras.Model) -> 
     return mean
 
 
-def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
-    """Whether every worker calls this with the same number."""
+def make_mean(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
+    """A function that gives every worker the mean of the numbers that all workers call it with."""
 
-    def total():
-        mine = tf.constant(float(number))
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, mine)
+    @tf.function
+    def sums(number):
+        def mine(number):
+            here = tf.identity(number)  # a reduction needs to know the device
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
 
-    sums = strategy.experimental_local_results(tf.function(strategy.run)(total))
-    return float(sums[0]) == float(number) * strategy.num_replicas_in_sync
+        return strategy.run(mine, args=(number,))
+
+    def mean(number: float) -> float:
+        if strategy.num_replicas_in_sync == 1:
+            return number
+        total = strategy.experimental_local_results(sums(tf.constant(number, tf.float64)))[0]
+        return float(total) / strategy.num_replicas_in_sync
+
+    return mean
 
 
-def run(train_call: Callable, iterator, plan: Plan, state: State, config: Config, actions: Sequence[Action]) -> None:
+def run(
+    train_call: Callable,
+    iterator,
+    plan: Plan,
+    state: State,
+    config: Config,
+    mean: Callable[[float], float],
+    actions: Sequence[Action],
+) -> None:
     """Trains from state.step to the end of `plan`, or until an action sets state.stopped.
+
+    Every worker has to make the same calls with as many steps each: TensorFlow matches
+    collectives by their iteration within a call, and waits for ever where it differs.  So
+    the pace is that of all workers, by `mean`.
 
     Raises:
       NumericsError: the loss, a gradient or a statistic is not finite; names the step.
@@ -160,13 +181,13 @@ def run(train_call: Callable, iterator, plan: Plan, state: State, config: Config
         sums = np.array([state.loss_sum, state.correct_sum, -1.0])
         try:
             sums = train_call(iterator, tf.constant(state.step), tf.constant(count), tf.constant(sums)).numpy()
+            call = Call(count, mean(time.perf_counter() - began))
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             raise Preempted(f"step {state.step}: another worker is gone: {error.message.splitlines()[0]}") from error
         if sums[2] >= 0:
             raise NumericsError(f"step {int(sums[2])}: the loss or a gradient is not finite; try a lower learning_rate")
         state.loss_sum, state.correct_sum = float(sums[0]), float(sums[1])
         state.step += count
-        call = Call(count, time.perf_counter() - began)
         pace.took(call)
         for action in actions:
             action(state, call)

@@ -75,7 +75,8 @@ def run(
         optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
         optimizer.build(model.trainable_variables)
     variables = _named([*model.variables, *optimizer.variables])
-    state = _restore(checkpoints, variables, replicas)
+    mean = loop.make_mean(replicas)
+    state = _restore(checkpoints, variables, mean)
 
     after_each_call = [actions.record_epochs(config, plan, rates, _validation(replicas, model, validation, config))]
     if cluster.chief:
@@ -85,7 +86,8 @@ def run(
         after_each_call.append(actions.save_checkpoints(config, plan, checkpoints, lambda: _values(variables), signal))
     after_each_call.append(actions.stop_on_signal(signal))
     train_call = loop.make_train_call(replicas, model, optimizer, rates, config)
-    loop.run(train_call, input.training(replicas, train, config, state.step), plan, state, config, after_each_call)
+    batches = input.training(replicas, train, config, state.step)
+    loop.run(train_call, batches, plan, state, config, mean, after_each_call)
     if state.stopped:
         logger.info("stopped: %s", state.stopped)
 
@@ -176,7 +178,7 @@ def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, np.nda
 
 
 def _restore(
-    checkpoints: Checkpoints, variables: Mapping[str, keras.Variable], replicas: tf.distribute.Strategy
+    checkpoints: Checkpoints, variables: Mapping[str, keras.Variable], mean: Callable[[float], float]
 ) -> loop.State:
     """The state to go on from, the variables set to it; a fresh one where there is no checkpoint."""
     state = loop.State()
@@ -185,7 +187,7 @@ def _restore(
         _assign(variables, values)
         state = loop.State(**stored)
         logger.info("going on after step %d", state.step)
-    if not loop.agree(replicas, state.step):
+    if mean(float(state.step)) != state.step:
         raise UsageError(
             f"{checkpoints.directory}: the workers see different checkpoints; --run_dir must be shared by all"
         )

@@ -98,6 +98,40 @@ def test_when_one_worker_dies_all_end(number: int, tiny: Path, tmp_path: Path):
     assert "Traceback" not in rest
 
 
+@pytest.mark.long
+def test_a_worker_that_lags_for_a_while_does_not_stall_the_others_for_ever(tiny: Path, tmp_path: Path):
+    """Each worker would choose another number of steps a call then, and collectives would never meet."""
+    endless = command(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=100000", "--set=log_steps=1")
+    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
+        epochs = (line for line in process.stderr if "] epoch " in line)
+        next(epochs)
+        lagging = children(process)[1]
+        for _ in range(3):
+            os.kill(lagging, signal.SIGSTOP)
+            time.sleep(1)
+            os.kill(lagging, signal.SIGCONT)
+            for _ in range(5):
+                assert next(epochs)
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 143
+
+
+@pytest.mark.long
+def test_workers_that_hang_are_killed_after_a_signal(tiny: Path, tmp_path: Path):
+    endless = command(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=100000", "--set=log_steps=1")
+    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if "] epoch " in line)
+        workers = children(process)
+        os.kill(workers[1], signal.SIGSTOP)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+    assert process.returncode in (130, 143)
+    assert time.monotonic() - began < 40
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
 def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
     from trainer.launch.local import _free_ports
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import signal
@@ -42,9 +43,9 @@ def run(command: Sequence[str], workers: int) -> None:
                 processes.append(_start(command, addresses, index))
                 listener = threading.Thread(target=_listen, args=(processes, index, last_words, ended), daemon=True)
                 listener.start()
-            failed = _first_failure(processes, ended)
+            failed = _first_failure(processes, ended, received)
         finally:
-            _end(processes)
+            _end(processes, 0.0 if received else GRACE_SECONDS)
     if received:
         name = signal.Signals(received[0]).name
         kind = Interrupted if received[0] == signal.SIGINT else Preempted
@@ -90,23 +91,32 @@ def _listen(
     ended.put(index)
 
 
-def _first_failure(processes: Sequence[subprocess.Popen[str]], ended: queue.SimpleQueue[int]) -> int | None:
-    for _ in processes:
-        index = ended.get()
-        if processes[index].returncode != 0:
-            return index
+def _first_failure(
+    processes: Sequence[subprocess.Popen[str]], ended: queue.SimpleQueue[int], received: Sequence[int]
+) -> int | None:
+    """The worker that failed first; None when all ended well, or the grace after a signal is over."""
+    left = len(processes)
+    deadline = math.inf
+    while left and time.monotonic() < deadline:
+        if received and deadline == math.inf:
+            deadline = time.monotonic() + GRACE_SECONDS
+        with contextlib.suppress(queue.Empty):
+            index = ended.get(timeout=0.2)
+            left -= 1
+            if processes[index].returncode != 0:
+                return index
     return None
 
 
-def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Ends what still runs: asks, and after the grace kills."""
+def _end(processes: Sequence[subprocess.Popen[str]], grace: float) -> None:
+    """Ends what still runs: asks, and after `grace` seconds kills."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + grace
     for process in running:
         try:
-            process.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
