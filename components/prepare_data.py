@@ -6,12 +6,13 @@ from components import component
 
 
 @component
-def prepare_data(dataset: str, data_dir: str, data: Output[Dataset]) -> None:
+def prepare_data(dataset: str, data_dir: str, split: str, data: Output[Dataset]) -> None:
     """Writes a data set in the form that training reads.
 
     Args:
         dataset: digits, a name TensorFlow Datasets knows, folder:PATH or synthetic.
         data_dir: where TensorFlow Datasets keeps what it downloads; empty: its own place.
+        split: the split that is to be measured on, which has to be there; empty: any.
         data: the data set, with a manifest of its classes, counts and digests.
     """
     from pathlib import Path
@@ -23,5 +24,6 @@ def prepare_data(dataset: str, data_dir: str, data: Output[Dataset]) -> None:
         quiet.import_tensorflow()
         from trainer.data import prepare
 
-        prepared = prepare.run(dataset, Path(data.path), data_dir=Path(data_dir) if data_dir else None)
+        found = Path(data_dir) if data_dir else None
+        prepared = prepare.run(dataset, Path(data.path), data_dir=found, split=split)
     data.metadata.update(source=dataset, digest=prepared.digest, class_names=list(prepared.class_names))

@@ -13,8 +13,8 @@ def summary(outputs: Mapping[str, Any]) -> str:
     """A few lines on the outputs of a run, which are values and absolute paths by name."""
     shown = {name: str(outputs[name]) for name in sorted(outputs)}
     lines = []
-    page = Path(shown.get("evaluation", ""), "report.html")
-    if page.is_file():
+    page = Path(shown["evaluation"], "report.html") if "evaluation" in shown else None
+    if page and page.is_file():
         lines.append(accuracy(page.parent))
         # The page itself: a pipeline's HTML artifact has no suffix, which browsers go by.
         shown["report"] = str(page)

@@ -1,5 +1,6 @@
 """One task of a local run as a process: its lines shown as they come, its end seen to."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -82,8 +83,10 @@ class Tasks:
         """Passes a signal on to the task and what it started; from the third on, kills them."""
         self.stopped_by = number
         self._signals += 1
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL if self._signals > 2 else number)
+        if self._process is not None:
+            # The shell around the task may be gone before it: whether it runs says nothing.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL if self._signals > 2 else number)
 
     def _show(self, name: str, lines: Iterable[str]) -> str:
         """Shows lines as they come; the last is returned instead if it is the task's word on its failure."""

@@ -73,7 +73,7 @@ def training(
     split: str = SPLIT,
 ) -> Finished:
     """Prepares a data set, trains a model on it and evaluates what was exported."""
-    prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir)).outputs
+    prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir, split=split)).outputs
     trained = uncached(
         train(data=prepared["data"], recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
     ).outputs
@@ -84,7 +84,7 @@ def training(
 @dsl.pipeline(name="prepare-data")
 def prepare_data_alone(dataset: str, data_dir: str = DATA_DIR) -> Prepared:
     """Writes a data set in the form that training reads."""
-    return Prepared(uncached(prepare_data(dataset=dataset, data_dir=data_dir)).outputs["data"])
+    return Prepared(uncached(prepare_data(dataset=dataset, data_dir=data_dir, split="")).outputs["data"])
 
 
 @dsl.pipeline(name="train")

@@ -1,11 +1,13 @@
-"""What happens between the calls of the device: each a callable (state) → None for the loop."""
+"""What happens between the calls of the device: each a callable (state, call) → None for the loop."""
 
 import dataclasses
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,7 @@ import tqdm
 
 from trainer.checkpoint import Checkpoints
 from trainer.config import Config
+from trainer.errors import NumericsError
 from trainer.loop import Action, Call, State
 from trainer.schedule import Plan
 from trainer.signals import StopSignal
@@ -38,7 +41,7 @@ def record_epochs(
         if epoch is None and not last:
             return
         steps = state.step - state.since
-        row: dict[str, float | int | None] = {
+        row: dict[str, Any] = {
             "epoch": round(plan.epoch_of(state.step), 2) if epoch is None else epoch,
             "step": state.step,
             "learning_rate": rates[state.step - 1],
@@ -49,6 +52,8 @@ def record_epochs(
         }
         if evaluate and (epoch is None or last or epoch % config.epochs_between_evals == 0):
             row["eval_loss"], row["accuracy_top_1"] = evaluate()
+            if not math.isfinite(row["eval_loss"]):
+                raise NumericsError(f"step {state.step}: eval_loss is not finite; try a lower learning_rate")
             _note_best(config, state, row)
         state.history.append(row)
         state.since, state.loss_sum, state.correct_sum = state.step, 0.0, 0.0

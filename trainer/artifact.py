@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError, StorageError, UsageError
 
 MANIFEST = "manifest.json"
+REMEDY = "give another --output, or --clean to replace it"
 FORMAT = 1
 
 
@@ -35,7 +36,7 @@ def building(path: Path, manifest: dict[str, Any], *, clean: bool = False) -> It
     """
     path = Path(path).absolute()
     if occupied(path) and not clean:
-        raise UsageError(f"{path} is already there; give another --output, or --clean to replace it")
+        raise UsageError(f"{path} is already there; {REMEDY}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -76,7 +77,12 @@ def move_in(partial: Path, path: Path) -> None:
         os.rename(path, old / path.name)
     elif path.is_dir():
         path.rmdir()
-    os.rename(partial, path)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        if old is not None:
+            os.rename(old / path.name, path)
+        raise
     flush(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
@@ -121,6 +127,24 @@ def verify(path: Path, kind: str) -> dict[str, Any]:
             raise DataError(f"{file}: missing; {path / MANIFEST} lists it")
         if file_sha256(file) != digest:
             raise DataError(f"{file}: differs from what {MANIFEST} says; it was changed or is damaged")
+    return manifest
+
+
+def there(path: Path, kind: str, subject: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the `kind` of artifact that is at `path` already; None if nothing is.
+
+    Raises:
+      UsageError: another thing is there, or one whose manifest does not say what `subject` says.
+    """
+    if not occupied(path):
+        return None
+    try:
+        manifest = verify(path, kind)
+    except DataError as error:
+        raise UsageError(f"{error}; {REMEDY}") from None
+    differs = dict.fromkeys(key.removesuffix("_digest") for key, value in subject.items() if manifest.get(key) != value)
+    if differs:
+        raise UsageError(f"{path}: the {kind} there is of another {' and '.join(differs)}; {REMEDY}")
     return manifest
 
 

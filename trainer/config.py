@@ -96,7 +96,7 @@ class Config:
     # What is written
     log_steps: int = knob(100, "steps from one throughput line to the next", low=1)
     checkpoint_steps: int = knob(0, "steps from one checkpoint to the next; 0: whenever it costs little time", low=0)
-    keep_checkpoints: int = knob(3, "newest checkpoints kept, beside the best", low=1)
+    keep_checkpoints: int = knob(3, "newest checkpoints kept; with early_stop_epochs the best too", low=1)
     enable_tensorboard: bool = knob(False, "write TensorBoard summaries into the run directory")
 
     def __post_init__(self) -> None:

@@ -28,11 +28,6 @@ def configure(seed: int, cluster: Cluster) -> None:
         logger.warning("TensorFlow is in use already: its threads and memory stay as they are")
 
 
-def gpus() -> int:
-    """GPUs this process sees."""
-    return len(tf.config.list_physical_devices("GPU"))
-
-
 def computes_in_bfloat16() -> bool:
     """Whether what trains, the GPUs or else the CPU, has bfloat16 arithmetic."""
     visible = tf.config.list_physical_devices("GPU")

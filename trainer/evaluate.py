@@ -11,7 +11,7 @@ from trainer import artifact, metrics, report, saved_model
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
 from trainer.data.progress import track
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError
 from trainer.predictions import Predictions
 from trainer.saved_model import SavedModel
 
@@ -111,17 +111,8 @@ def _subject(model: SavedModel, dataset: DataSet, split: str) -> dict[str, Any]:
 
 
 def _already_there(output: Path, subject: dict[str, Any]) -> dict[str, Any] | None:
-    if not artifact.occupied(output):
-        return None
-    remedy = "give another --output, or --clean to replace it"
-    try:
-        manifest = artifact.verify(output, KIND)
-    except DataError as error:
-        raise UsageError(f"{error}; {remedy}") from None
-    differs = dict.fromkeys(n.removesuffix("_digest") for n, value in subject.items() if manifest.get(n) != value)
-    if differs:
-        raise UsageError(f"{output}: is an evaluation of another {' and '.join(differs)}; {remedy}")
-    return json.loads((output / METRICS_FILE).read_text())
+    there = artifact.there(output, KIND, subject)
+    return json.loads((output / METRICS_FILE).read_text()) if there else None
 
 
 def _check(predictions: Predictions, model: SavedModel) -> None:

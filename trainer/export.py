@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from trainer import artifact, models
 from trainer.config import Config, to_dict
-from trainer.data.preprocess import decode, resize, standardize
+from trainer.data.preprocess import pixels, resize, standardize
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -89,11 +89,8 @@ def _save(network: keras.Model, shape: tuple[int, int, int], classes: Sequence[s
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def encoded(image_bytes):
-        def one(each: tf.Tensor) -> tf.Tensor:
-            return resize(decode(each, channels)[None], size)[0]
-
         spec = tf.TensorSpec([size, size, channels], tf.uint8)
-        return classify(tf.map_fn(one, image_bytes, fn_output_signature=spec))
+        return classify(tf.map_fn(lambda each: pixels(each, size, channels), image_bytes, fn_output_signature=spec))
 
     module = tf.Module()
     module.network = network

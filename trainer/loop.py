@@ -1,8 +1,9 @@
 """The training loop: many steps in one call of the device, actions between the calls."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -56,23 +57,34 @@ def make_train_call(
     """A function (iterator, first step, count, sums) → sums, float64 [3], that trains `count` steps.
 
     sums: of the loss, of the accuracy, and the first step with a number that is not finite
-    (−1: none).  One all-reduce a step carries gradients, batch-norm statistics and metrics,
-    so every replica holds the same state after every step.
+    (−1: none).
+    """
+    train_step = _make_train_step(strategy, model, optimizer, rates, config)
+
+    @tf.function
+    def train_call(iterator, first, count, sums):
+        loss_sum, correct_sum, bad = tf.unstack(sums)
+        for step in tf.range(first, first + count):
+            replies = strategy.run(train_step, args=(next(iterator), step))
+            loss, accuracy, finite = (strategy.experimental_local_results(reply)[0] for reply in replies)
+            loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
+            bad = tf.where((bad < 0) & ~finite, tf.cast(step, tf.float64), bad)
+        return tf.stack([loss_sum, correct_sum, bad])
+
+    return train_call
+
+
+def _make_train_step(strategy, model, optimizer, rates: Sequence[float], config: Config) -> Callable:
+    """A function (batch, step) → (loss, accuracy, whether all was finite) for one replica.
+
+    One all-reduce a step carries gradients, batch-norm statistics and metrics, so every
+    replica holds the same state after every step.
     """
     schedule = tf.constant(rates, tf.float32)
     trainable, moving = model.trainable_variables, model.non_trainable_variables
     decayed = [place for place, v in enumerate(trainable) if v.name in ("kernel", "bias")]
     replicas = strategy.num_replicas_in_sync
-
-    def update(strategy, gradients, statistics, rate):
-        def descend(variable, gradient, rate):
-            optimizer.update_step(gradient, variable, rate)
-
-        for gradient, variable in zip(gradients, trainable, strict=True):
-            strategy.extended.update(variable.value, descend, args=(gradient, rate), group=False)
-        for statistic, variable in zip(statistics, moving, strict=True):
-            strategy.extended.update(variable.value, lambda v, s: v.assign(s), args=(statistic,), group=False)
-        optimizer.iterations.assign_add(1)
+    update = _make_update(optimizer, trainable, moving)
 
     def train_step(batch, step):
         images, labels = batch
@@ -88,25 +100,33 @@ def make_train_call(
         gradients = tape.gradient(objective, weights)
         accuracy = tf.reduce_sum(_correct(labels, logits)) / config.batch_size
         context = tf.distribute.get_replica_context()
-        mine = [*gradients, *(s / replicas for s in statistics), loss, accuracy]
+        mine = [*gradients, *(statistic / replicas for statistic in statistics), loss, accuracy]
         flat = context.all_reduce(tf.distribute.ReduceOp.SUM, _pack(mine))
         *reduced, loss, accuracy = _unpack(flat, mine)
-        gradients, statistics = reduced[: len(weights)], reduced[len(weights) :]
-        context.merge_call(update, args=(gradients, statistics, schedule[step]))
+        context.merge_call(update, args=(reduced[: len(weights)], reduced[len(weights) :], schedule[step]))
         finite = tf.reduce_all(tf.math.is_finite(flat))
         return tf.cast(loss, tf.float64), tf.cast(accuracy, tf.float64), finite
 
-    @tf.function
-    def train_call(iterator, first, count, sums):
-        loss_sum, correct_sum, bad = tf.unstack(sums)
-        for step in tf.range(first, first + count):
-            replies = strategy.run(train_step, args=(next(iterator), step))
-            loss, accuracy, finite = (strategy.experimental_local_results(reply)[0] for reply in replies)
-            loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
-            bad = tf.where((bad < 0) & ~finite, tf.cast(step, tf.float64), bad)
-        return tf.stack([loss_sum, correct_sum, bad])
+    return train_step
 
-    return train_call
+
+def _make_update(optimizer, trainable: Sequence, moving: Sequence) -> Callable:
+    """A function for merge_call that sets all variables by gradients and statistics that are reduced already.
+
+    optimizer.apply would reduce the gradients a second time.
+    """
+
+    def descend(variable, gradient, rate):
+        optimizer.update_step(gradient, variable, rate)
+
+    def update(strategy, gradients, statistics, rate):
+        for gradient, variable in zip(gradients, trainable, strict=True):
+            strategy.extended.update(variable.value, descend, args=(gradient, rate), group=False)
+        for statistic, variable in zip(statistics, moving, strict=True):
+            strategy.extended.update(variable.value, lambda v, s: v.assign(s), args=(statistic,), group=False)
+        optimizer.iterations.assign_add(1)
+
+    return update
 
 
 def make_evaluate_call(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
@@ -176,21 +196,29 @@ def run(
     """
     pace = _Pace(config.steps_per_loop)
     while state.step < plan.total and not state.stopped:
-        count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
-        began = time.perf_counter()
-        sums = np.array([state.loss_sum, state.correct_sum, -1.0])
-        try:
+        with lost_peers(state):
+            count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
+            began = time.perf_counter()
+            sums = np.array([state.loss_sum, state.correct_sum, -1.0])
             sums = train_call(iterator, tf.constant(state.step), tf.constant(count), tf.constant(sums)).numpy()
             call = Call(count, mean(time.perf_counter() - began))
-        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-            raise Preempted(f"step {state.step}: another worker is gone: {error.message.splitlines()[0]}") from error
-        if sums[2] >= 0:
-            raise NumericsError(f"step {int(sums[2])}: the loss or a gradient is not finite; try a lower learning_rate")
-        state.loss_sum, state.correct_sum = float(sums[0]), float(sums[1])
-        state.step += count
-        pace.took(call)
-        for action in actions:
-            action(state, call)
+            if sums[2] >= 0:
+                what = "the loss or a gradient is not finite; try a lower learning_rate"
+                raise NumericsError(f"step {int(sums[2])}: {what}")
+            state.loss_sum, state.correct_sum = float(sums[0]), float(sums[1])
+            state.step += count
+            pace.took(call)
+            for action in actions:
+                action(state, call)
+
+
+@contextlib.contextmanager
+def lost_peers(state: State) -> Iterator[None]:
+    """Turns what TensorFlow says when another worker goes away during the block into Preempted."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise Preempted(f"step {state.step}: another worker is gone: {error.message.splitlines()[0]}") from error
 
 
 class _Pace:

@@ -27,4 +27,5 @@ class StopSignal:
     def error(self, step: int) -> Preempted | Interrupted:
         """What to end with, after the work of `step` steps was saved."""
         kind = Interrupted if self.received == signal.SIGINT else Preempted
-        return kind(f"stopped by {signal.Signals(self.received).name} after step {step}; the same command goes on")
+        name = signal.Signals(self.received).name
+        return kind(f"stopped by {name} after step {step}; the same command, without --clean, goes on")

@@ -19,18 +19,20 @@ def create(name: str, cluster: Cluster) -> tf.distribute.Strategy:
 
     With several workers it must be made before any tensor, data set, optimizer or summary
     writer: it starts the server that the others meet, and TensorFlow then refuses whatever
-    was set up without it.  It waits until every peer is there.
+    was set up without it.  It waits for as long as it takes every peer to come.
 
     Raises:
       UsageError: the strategy does not fit the workers or devices.
-      Preempted: the server could not start, or a peer did not come.
+      Preempted: the server could not start, or the others could not be joined.
     """
     if name == "default":
         name = _default(cluster)
     if cluster.size > 1 and name != "multi_worker_mirrored":
         raise UsageError(f"strategy={name}: cannot use {cluster.size} workers; multi_worker_mirrored or default can")
     strategy = STRATEGIES[name](cluster)
-    logger.info("strategy %s: worker %d of %d, %d replicas", name, cluster.index, cluster.size, _replicas(strategy))
+    logger.info(
+        "strategy %s: worker %d of %d, %d replicas", name, cluster.index, cluster.size, strategy.num_replicas_in_sync
+    )
     return strategy
 
 
@@ -87,7 +89,3 @@ STRATEGIES: dict[str, Callable[[Cluster], tf.distribute.Strategy]] = {
 
 def _gpus() -> list:
     return tf.config.list_physical_devices("GPU")
-
-
-def _replicas(strategy: tf.distribute.Strategy) -> int:
-    return strategy.num_replicas_in_sync

@@ -1,7 +1,9 @@
 """One training run, from the cluster to the exported model."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from trainer.config import Config, to_dict
 from trainer.data import examples, input
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, NumericsError, UsageError
 from trainer.signals import StopSignal
 from trainer.version import code_version
 
@@ -68,6 +70,7 @@ def run(
     _check_batch(config, replicas.num_replicas_in_sync)
 
     train, validation = examples.load(dataset, config, cluster.neighbours)
+    _check_validation(config, validation)
     plan = schedule.plan(config, len(train))
     rates = schedule.learning_rates(config, plan)
     with replicas.scope():
@@ -78,25 +81,38 @@ def run(
     mean = loop.make_mean(replicas)
     state = _restore(checkpoints, variables, mean)
 
-    after_each_call = [actions.record_epochs(config, plan, rates, _validation(replicas, model, validation, config))]
-    if cluster.chief:
-        after_each_call.append(actions.report_progress(config, plan, state))
-        if config.enable_tensorboard:
-            after_each_call.append(actions.write_summaries(run_dir / "tensorboard", state))
-        after_each_call.append(actions.save_checkpoints(config, plan, checkpoints, lambda: _values(variables), signal))
-    after_each_call.append(actions.stop_on_signal(signal))
+    after_each_call = [
+        actions.record_epochs(config, plan, rates, _validation(replicas, model, validation, config)),
+        *(_of_the_chief(config, plan, checkpoints, variables, signal, state, run_dir) if cluster.chief else ()),
+        actions.stop_on_signal(signal),
+    ]
     train_call = loop.make_train_call(replicas, model, optimizer, rates, config)
     batches = input.training(replicas, train, config, state.step)
     loop.run(train_call, batches, plan, state, config, mean, after_each_call)
-    if state.stopped:
-        logger.info("stopped: %s", state.stopped)
 
     manifest = _manifest(config, dataset, request, state)
     if not cluster.chief:
         return manifest
     if config.early_stop_epochs and state.best and state.best["step"] != state.step:
+        logger.info("stopped: %s; its weights are exported", state.stopped or f"epoch {state.best['epoch']} was best")
         _assign(variables, checkpoints.variables_of(state.best["step"]))
     return export.write(output, manifest, config, model.get_weights(), state.history, clean=clean)
+
+
+def _of_the_chief(
+    config: Config,
+    plan: schedule.Plan,
+    checkpoints: Checkpoints,
+    variables: Mapping[str, keras.Variable],
+    signal: StopSignal,
+    start: loop.State,
+    run_dir: Path,
+) -> Iterator[loop.Action]:
+    """What only the chief does after a call: it speaks and writes for all."""
+    yield actions.report_progress(config, plan, start)
+    if config.enable_tensorboard:
+        yield actions.write_summaries(run_dir / "tensorboard", start)
+    yield actions.save_checkpoints(config, plan, checkpoints, lambda: _values(variables), signal)
 
 
 def _resolved(config: Config, dataset: DataSet) -> Config:
@@ -123,15 +139,16 @@ def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
 
 
 def _already_there(output: Path, request: Mapping[str, Any], *, clean: bool) -> dict[str, Any] | None:
-    if clean or not artifact.occupied(output):
+    if clean:
         return None
-    if not (output / artifact.MANIFEST).is_file():
-        raise UsageError(f"{output} is already there and is no model; give another --output, or --clean to replace it")
-    there = artifact.verify(output, "model")
-    differing = [key for key in request if there.get(key) != request[key]]
-    if differing:
-        other = " and ".join(differing)
-        raise UsageError(f"{output} holds a model of another {other}; give another --output, or --clean to replace it")
+    there = artifact.there(output, "model", {name: value for name, value in request.items() if name != "config"})
+    if there is None:
+        return None
+    wanted, found = request["config"], there["config"]
+    differs = [name for name in wanted if name not in INCIDENTAL and found.get(name) != wanted[name]]
+    if differs:
+        shown = ", ".join(f"{name} was {found.get(name)}, is {wanted[name]}" for name in differs)
+        raise UsageError(f"{output}: the model there is of another config ({shown}); {artifact.REMEDY}")
     logger.info("%s is already there", output)
     return there
 
@@ -146,6 +163,14 @@ def _check_batch(config: Config, replicas: int) -> None:
     if config.norm_group and share % config.norm_group:
         raise UsageError(
             f"norm_group={config.norm_group}: must divide a replica's share of the batch, {share} examples"
+        )
+
+
+def _check_validation(config: Config, validation: Examples | None) -> None:
+    if config.early_stop_epochs and validation is None:
+        raise UsageError(
+            f"early_stop_epochs={config.early_stop_epochs}: there are no validation examples to stop by; "
+            "set validation_fraction, and not skip_eval"
         )
 
 
@@ -169,7 +194,12 @@ def _named(variables: list[keras.Variable]) -> dict[str, keras.Variable]:
 
 
 def _values(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
-    return {name: variable.numpy() for name, variable in variables.items()}
+    """What the variables hold.  A loss can be finite where a weight is not, so each is looked at."""
+    values = {name: variable.numpy() for name, variable in variables.items()}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise NumericsError(f"{name.partition(' ')[2]} is not finite; try a lower learning_rate")
+    return values
 
 
 def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, np.ndarray]) -> None:
@@ -187,11 +217,19 @@ def _restore(
         _assign(variables, values)
         state = loop.State(**stored)
         logger.info("going on after step %d", state.step)
-    if mean(float(state.step)) != state.step:
-        raise UsageError(
-            f"{checkpoints.directory}: the workers see different checkpoints; --run_dir must be shared by all"
-        )
+    with loop.lost_peers(state):
+        if not _all_have(json.dumps(checkpoints.identity, sort_keys=True), mean):
+            raise UsageError("the workers differ in Config, data or precision; give all the same --data and --set")
+        if not _all_have(str(state.step), mean):
+            raise UsageError(f"{checkpoints.directory}: not the same for all workers; --run_dir must be shared by all")
     return state
+
+
+def _all_have(text: str, mean: Callable[[float], float]) -> bool:
+    """Whether every worker calls this with the same text, by the mean and the spread of a digest."""
+    mark = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
+    middle = mean(float(mark))
+    return mean((mark - middle) ** 2) == 0.0
 
 
 def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], state: loop.State) -> dict[str, Any]:

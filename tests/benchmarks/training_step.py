@@ -33,7 +33,7 @@ def data() -> InMemory:
     """As many random images of CIFAR's shape as one round takes."""
     random = np.random.default_rng(1)
     count = 128 * STEPS
-    return InMemory(
+    return InMemory.of(
         random.integers(0, 256, (count, 32, 32, 3), np.uint8), random.integers(0, 10, count).astype(np.int32)
     )
 
@@ -67,7 +67,7 @@ def keras_fit(config: Config, examples: InMemory) -> Callable[[], None]:
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1, 0.9), loss, metrics=["accuracy"], jit_compile=False)
-    images, labels = examples.images.astype(np.float32) / 128 - 1, examples.labels
+    images, labels = examples.images.numpy().astype(np.float32) / 128 - 1, examples.labels.numpy()
     return lambda: model.fit(images, labels, batch_size=config.batch_size, epochs=1, verbose=0)
 
 

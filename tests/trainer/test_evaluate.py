@@ -138,7 +138,7 @@ def test_what_is_already_there_is_said_and_kept(evaluation, model, data, caplog)
 def test_another_evaluation_at_the_output_is_kept_unless_clean(evaluation, model, data, tmp_path):
     output = tmp_path / "evaluation"
     shutil.copytree(evaluation, output)
-    with pytest.raises(UsageError, match="is an evaluation of another split; give another --output, or --clean"):
+    with pytest.raises(UsageError, match="the evaluation there is of another split; give another --output, or --clean"):
         evaluate.run(model, data, output, split="train")
     assert json.loads((output / "metrics.json").read_text())["split"] == "test"
     evaluate.run(model, data, output, split="train", clean=True)

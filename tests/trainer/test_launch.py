@@ -146,6 +146,32 @@ def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
     assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
 
 
+def test_workers_that_train_different_things_are_refused(tiny: Path, tmp_path: Path):
+    from trainer.launch.local import _free_ports
+
+    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
+    processes = []
+    for index in range(2):
+        environment = os.environ | {"TF_CONFIG": cluster.to_tf_config(addresses, index)}
+        other = command(tiny, tmp_path / f"model{index}", f"--set=seed={index}")
+        processes.append(subprocess.Popen(other, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert 2 in [process.returncode for process in processes], said
+    assert "the workers differ in Config, data or precision" in "".join(said)
+    assert not (tmp_path / "model0").exists()
+
+
+@pytest.mark.long
+def test_two_workers_stop_early_together_and_export_the_best_epoch(tiny: Path, tmp_path: Path):
+    settings = ["train_epochs=60", "early_stop_epochs=2", "schedule=constant", "learning_rate=0.8", "batch_size=16"]
+    run(tiny, tmp_path / "model", "--workers=2", *(f"--set={setting}" for setting in settings))
+    rows = curve(tmp_path / "model")
+    best = min(rows, key=lambda row: row[5])
+    assert len(rows) < 60
+    assert artifact.verify(tmp_path / "model", "model")["metrics"]["epoch"] == best[0]
+    assert rows[-1][0] == best[0] + 2
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -100,8 +100,11 @@ def test_what_is_there_already_is_left_and_another_thing_is_refused(tiny: Path, 
     before = artifact.file_sha256(uninterrupted / "manifest.json")
     launch.train(tiny, uninterrupted, overrides=TINY)
     assert artifact.file_sha256(uninterrupted / "manifest.json") == before
-    with pytest.raises(UsageError, match=r"another config.*--clean"):
+    launch.train(tiny, uninterrupted, overrides=[*TINY, "log_steps=7"])  # says more, makes the same
+    with pytest.raises(UsageError, match=r"another config \(seed was 1, is 3\).*--clean"):
         launch.train(tiny, uninterrupted, overrides=[*TINY, "seed=3"])
+    with pytest.raises(UsageError, match=r"holds a dataset, not a model.*--clean"):
+        launch.train(tiny, tiny, overrides=TINY)
 
 
 def test_checkpoints_of_another_run_are_refused_with_the_difference(tiny: Path, tmp_path: Path):
@@ -125,7 +128,7 @@ def test_early_stopping_exports_the_best_epoch(tiny: Path, tmp_path: Path):
 
 def test_numbers_that_are_not_finite_end_the_run_before_an_export(tiny: Path, tmp_path: Path):
     with pytest.raises(NumericsError, match=r"step \d+"):
-        launch.train(tiny, tmp_path / "model", overrides=[*TINY, "learning_rate=1e30", "norm=none", "warmup_epochs=0"])
+        launch.train(tiny, tmp_path / "model", overrides=[*TINY, "learning_rate=1e18", "norm=none", "warmup_epochs=0"])
     assert not (tmp_path / "model").exists()
 
 
@@ -146,12 +149,13 @@ def test_tensorboard_reads_the_summaries(tiny: Path, tmp_path: Path):
     [
         ("batch_size=0", None),
         ("norm_group=7", "norm_group=7: must divide"),
+        ("early_stop_epochs=2", "early_stop_epochs=2: there are no validation examples"),
         ("resnet_size=9", "resnet_size=9: must be 6n"),
         ("model=vgg", "model=vgg: there are cifar_resnet"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(override: str, words: str | None, tiny: Path, tmp_path: Path):
-    overrides = [*TINY, "train_steps=1", override]
+    overrides = [*TINY, "train_steps=1", "skip_eval=true", override]
     if words is None:
         launch.train(tiny, tmp_path / "model", overrides=overrides)
         return

@@ -1,7 +1,6 @@
 """The examples of a split, to be had by index: decoded in memory, or from disk where they are too many."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.dataset import DataSet, read
-from trainer.data.preprocess import decode, resize
+from trainer.data.preprocess import pixels
 from trainer.data.shards import ShardReader
 from trainer.errors import DataError
 
@@ -34,27 +33,29 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """Decoded images, uint8 [N, S, S, C], and labels, int32 [N]."""
+    """Decoded images, uint8 [M, S, S, C], with labels, int32 [M]; `numbers`, int64 [N], are those that count."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: tf.Tensor
+    labels: tf.Tensor
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray) -> "InMemory":
+        """All of some images and labels."""
+        with tf.device("CPU:0"):  # the input chain runs there, whatever trains
+            return cls(tf.constant(images), tf.constant(labels), np.arange(len(labels)))
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    @functools.cached_property
-    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.init_scope(), tf.device("CPU:0"):  # the input chain runs there, whatever trains
-            return tf.constant(self.images), tf.constant(self.labels)
+        return len(self.numbers)
 
     def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take."""
-        images, labels = self._tensors
-        return tf.gather(images, indices), tf.gather(labels, indices)
+        numbers = tf.gather(tf.constant(self.numbers), indices)
+        return tf.gather(self.images, numbers), tf.gather(self.labels, numbers)
 
     def subset(self, mask: np.ndarray) -> "InMemory":
         """As Examples.subset."""
-        return InMemory(self.images[mask], self.labels[mask])
+        return dataclasses.replace(self, numbers=self.numbers[mask])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +80,9 @@ class OnDisk:
         numbers = tf.gather(tf.constant(self.numbers), indices)
         serialized = tf.ensure_shape(tf.numpy_function(self.shards.read, [numbers], tf.string), indices.shape)
         encoded = tf.io.parse_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[self.feature]
-
-        def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-            return resize(decode(image_bytes, self.shape[2])[None], self.shape[0])[0]
-
-        images = tf.map_fn(pixels, encoded, fn_output_signature=tf.TensorSpec(self.shape, tf.uint8))
+        size, _, channels = self.shape
+        spec = tf.TensorSpec(self.shape, tf.uint8)
+        images = tf.map_fn(lambda each: pixels(each, size, channels), encoded, fn_output_signature=spec)
         return images, tf.gather(tf.constant(self.labels), indices)
 
     def subset(self, mask: np.ndarray) -> "OnDisk":
@@ -131,21 +130,26 @@ def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, 
     labels = np.empty(count, np.int32)
     ids: list[str] = []
 
-    def encoded() -> Iterator[bytes]:
-        for place, example in enumerate(read(dataset, split)):
-            labels[place] = example.label
-            ids.append(example.id)
-            yield example.image
+    failures: list[DataError] = []
 
-    def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-        return resize(decode(image_bytes, channels)[None], size)[0]
+    def encoded() -> Iterator[bytes]:
+        try:
+            for place, example in enumerate(read(dataset, split)):
+                labels[place] = example.label
+                ids.append(example.id)
+                yield example.image
+        except DataError as error:  # TensorFlow would make it one of its own
+            failures.append(error)
 
     stream = tf.data.Dataset.from_generator(encoded, output_signature=tf.TensorSpec([], tf.string))
+    stream = stream.map(lambda image_bytes: pixels(image_bytes, size, channels), tf.data.AUTOTUNE)
     done = 0
-    for batch in stream.map(pixels, tf.data.AUTOTUNE).batch(256).prefetch(1).as_numpy_iterator():
+    for batch in stream.batch(256).prefetch(1).as_numpy_iterator():
         images[done : done + len(batch)] = batch
         done += len(batch)
-    return InMemory(images, labels), ids
+    if failures:
+        raise failures[0]
+    return InMemory.of(images, labels), ids
 
 
 def _on_disk(dataset: DataSet, split: str, config: Config) -> tuple[OnDisk, list[str]]:

@@ -8,19 +8,25 @@ from trainer import artifact
 from trainer.data import checks, records
 from trainer.data.dataset import KIND, DataSet, of_manifest, open_dataset
 from trainer.data.sources import SOURCES
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import DataError, TrainerError, UsageError
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    source: str, output: Path, *, data_dir: Path | None = None, data_time: str | None = None, clean: bool = False
+    source: str,
+    output: Path,
+    *,
+    data_dir: Path | None = None,
+    data_time: str | None = None,
+    split: str = "",
+    clean: bool = False,
 ) -> DataSet:
     """Prepares `source` as a data set at `output`; what is there and the same already is kept.
 
     `source` is digits, folder:PATH, synthetic[:HxWxC:classes:examples] or a name of TFDS.
     `data_dir` is where TFDS looks for prepared data and keeps what it downloads; `data_time`,
-    an ISO date and time, stands in the manifest for now.
+    an ISO date and time, stands in the manifest for now; `split` has to be among the splits.
 
     Raises:
       UsageError: something else is at `output` and not `clean`, or an argument cannot be.
@@ -47,6 +53,7 @@ def run(
     try:
         with artifact.building(output, manifest, clean=clean or old is not None) as directory:
             manifest |= _filled(source, directory, data_dir)
+            _require_split(manifest, split)
             if old:
                 _require_same(old, manifest)
                 raise _AlreadyThereError
@@ -74,6 +81,11 @@ def _filled(source: str, directory: Path, data_dir: Path | None) -> dict:
         checks.require_training_images(layout, described)
         records.write_metadata(directory, layout, described["image_shape"])
     return described
+
+
+def _require_split(manifest: dict, split: str) -> None:
+    if split and split not in manifest["splits"]:
+        raise DataError(f"{manifest['source']}: has no split '{split}'; it has {', '.join(manifest['splits'])}")
 
 
 def _there(output: Path, source: str) -> DataSet:

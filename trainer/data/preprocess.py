@@ -27,6 +27,11 @@ def resize(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.ensure_shape(resized, [None, size, size, channels])
 
 
+def pixels(image_bytes: tf.Tensor, size: int, channels: int) -> tf.Tensor:
+    """One encoded JPEG or PNG to uint8 [size, size, channels]."""
+    return resize(decode(image_bytes, channels)[None], size)[0]
+
+
 def standardize(images: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, C] to float32 of mean 0 and variance 1 in each image; a flat image becomes 0."""
     return tf.image.per_image_standardization(tf.cast(images, tf.float32))

@@ -49,7 +49,7 @@ def run(command: Sequence[str], workers: int) -> None:
     if received:
         name = signal.Signals(received[0]).name
         kind = Interrupted if received[0] == signal.SIGINT else Preempted
-        raise kind(f"stopped by {name}; the same command goes on")
+        raise kind(f"stopped by {name}; the same command, without --clean, goes on")
     if failed is not None:
         raise _error(failed, processes[failed].returncode, last_words.get(failed, ""))
 
@@ -103,7 +103,7 @@ def _first_failure(
         with contextlib.suppress(queue.Empty):
             index = ended.get(timeout=0.2)
             left -= 1
-            if processes[index].returncode != 0:
+            if processes[index].returncode != 0 and not received:
                 return index
     return None
 

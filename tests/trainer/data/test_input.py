@@ -18,7 +18,7 @@ def numbered(count: int = EXAMPLES) -> InMemory:
     """Example i has the label i, and an image that shows it."""
     labels = np.arange(count, dtype=np.int32)
     images = np.broadcast_to(labels[:, None, None, None] + 1, (count, 6, 6, 1)).astype(np.uint8)
-    return InMemory(images * np.arange(1, 7, dtype=np.uint8)[None, None, :, None], labels)
+    return InMemory.of(images * np.arange(1, 7, dtype=np.uint8)[None, None, :, None], labels)
 
 
 def wanted(step: int) -> tuple[list, list]:
@@ -54,7 +54,7 @@ def test_evaluation_goes_over_all_examples_and_then_again():
     for step in range(2 * steps):
         images, found, weight = next(batches)
         assert (found.numpy().tolist(), weight.numpy().tolist()) == (labels[step], weights[step])
-        assert (images.numpy() == numbered().images[labels[step]]).all()  # nothing is drawn here
+        assert (images.numpy() == numbered().images.numpy()[labels[step]]).all()  # nothing is drawn here
 
 
 @pytest.mark.parametrize(("examples", "steps"), [(1, 1), (7, 1), (8, 1), (9, 2), (16, 2)])
