@@ -1,6 +1,6 @@
 """Images a second of our loop against Keras `fit`: same network, data, batch and optimizer, in one process.
 
-make bench
+python tests/benchmarks/training_step.py 20 56
 """
 
 import sys
@@ -24,8 +24,8 @@ from trainer.data.examples import InMemory  # noqa: E402
 from trainer.models.layers import FusedBatchNormalization  # noqa: E402
 from trainer.recipes import recipe  # noqa: E402
 
-STEPS = 30
-ROUNDS = 4
+STEPS = 15
+ROUNDS = 3
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16"}
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     """Prints a table."""
     devices.configure(1, Cluster())
     examples = data()
-    for size in (20, 56):
+    for size in map(int, sys.argv[1:] or (20, 56)):
         speeds: dict[str, float] = {}
         for dtype in ("fp32", "bf16") if devices.computes_in_bfloat16() else ("fp32",):
             config = override(recipe("cifar10_resnet20"), [f"dtype={dtype}", f"resnet_size={size}"])

@@ -174,15 +174,6 @@ def test_a_task_that_does_not_listen_is_killed_the_third_time(toys: Path, tmp_pa
     assert gone(processes)
 
 
-@pytest.mark.long
-def test_the_runner_adds_less_than_a_second_a_task() -> None:
-    program = Path(__file__).parents[1] / "benchmarks" / "runner_overhead.py"
-    ran = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
-    measured = re.fullmatch(r"local runner: (\d+\.\d+) s a task\n", ran.stdout)
-    assert measured is not None
-    assert 0 < float(measured[1]) < 1
-
-
 def start(pipeline: Path, directory: Path, *words: str) -> subprocess.Popen[str]:
     command = [*COMMAND, str(pipeline), *words]
     return subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE, text=True)
