@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DataError, StorageError, UsageError
+from trainer.errors import DataError, StorageError, TrainerError, UsageError
 
 MANIFEST = "manifest.json"
 REMEDY = "give another --output, or --clean to replace it"
 FORMAT = 1
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -177,3 +178,9 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise
         named = error.filename or path
         raise StorageError(f"{named}: {error.strerror or error}") from error
+    except Exception as error:
+        # TensorFlow's own writers give an error of their own, with the system's words in it.
+        refusal = next((words for words in map(os.strerror, REFUSALS) if words in str(error)), None)
+        if refusal is None or isinstance(error, TrainerError):
+            raise
+        raise StorageError(f"{path}: {refusal}") from error

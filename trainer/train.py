@@ -75,7 +75,7 @@ def run(
     rates = schedule.learning_rates(config, plan)
     with replicas.scope():
         model = models.build(config, _shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
-        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum)
+        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum, name="sgd")
         optimizer.build(model.trainable_variables)
     variables = _named([*model.variables, *optimizer.variables])
     mean = loop.make_mean(replicas)

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,16 @@ def tiny(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("data") / "tiny"
     prepare.run("synthetic:8x8x1:4:640", directory)
     return directory
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this process may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", place], check=True)

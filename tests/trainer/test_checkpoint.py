@@ -219,19 +219,6 @@ def test_a_kill_at_any_moment_leaves_only_whole_checkpoints(tmp_path):
     assert len(os.listdir(tmp_path)) == 2  # what the killed left half-written is gone
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("this process may not mount a tmpfs")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_is_an_error_of_storage_and_leaves_the_earlier_ones(small_disk):
     made = Checkpoints(small_disk / "checkpoints", IDENTITY, keep=3)
     made.save(1, arrays(1), {**STATE, "step": 1})

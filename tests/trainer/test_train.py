@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainer import artifact, launch
-from trainer.errors import NumericsError, UsageError
+from trainer.errors import NumericsError, StorageError, UsageError
 
 TINY = ["resnet_size=8", "batch_size=16", "train_epochs=4", "dtype=fp32", "learning_rate=0.4"]
 
@@ -169,6 +169,16 @@ def test_images_too_many_for_memory_are_read_from_disk_to_the_same_bits(
     said = train(tiny, tmp_path / "model", "--set=resident_gib=0.00001")
     assert "read from disk" in said
     assert weights(tmp_path / "model") == weights(uninterrupted)
+
+
+def test_a_disk_that_fills_up_in_the_export_leaves_no_half_model(tiny: Path, small_disk: Path, tmp_path: Path):
+    (small_disk / "ballast").write_bytes(b"x" * 1_600_000)
+    with pytest.raises(StorageError, match="No space left on device"):
+        launch.train(tiny, small_disk / "model", overrides=[*TINY, "train_steps=1"], run_dir=tmp_path / "run")
+    assert sorted(file.name for file in small_disk.iterdir()) == ["ballast"]
+    (small_disk / "ballast").unlink()  # the same command then needs no second training
+    launch.train(tiny, small_disk / "model", overrides=[*TINY, "train_steps=1"], run_dir=tmp_path / "run")
+    artifact.verify(small_disk / "model", "model")
 
 
 def weights(model: Path) -> str:
