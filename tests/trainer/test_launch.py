@@ -99,6 +99,7 @@ def test_when_one_worker_dies_all_end(number: int, tiny: Path, tmp_path: Path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(180)
 def test_a_worker_that_lags_for_a_while_does_not_stall_the_others_for_ever(tiny: Path, tmp_path: Path):
     """Each worker would choose another number of steps a call then, and collectives would never meet."""
     endless = command(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=100000", "--set=log_steps=1")

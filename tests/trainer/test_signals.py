@@ -47,7 +47,7 @@ def test_a_signal_is_remembered_and_the_work_goes_on(worker, number, kind, code)
     out, err = process.communicate(timeout=20)
     assert out == (
         f"noticed {int(number)}\n{kind.__name__} {code} "
-        f"stopped by {number.name} after step 1200; the same command goes on\n"
+        f"stopped by {number.name} after step 1200; the same command, without --clean, goes on\n"
     )
     assert (err, process.returncode) == ("", 0)
 
