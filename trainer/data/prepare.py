@@ -90,13 +90,12 @@ def _require_split(manifest: dict, split: str) -> None:
 
 def _there(output: Path, source: str) -> DataSet:
     """The data set at `output`, if it is one of the same source."""
-    advice = "give another --output, or --clean to replace it"
     try:
         there = open_dataset(output)
     except TrainerError as error:
-        raise UsageError(f"{error}; {advice}") from None
+        raise UsageError(f"{error}; {artifact.REMEDY}") from None
     if there.manifest["source"] != source:
-        raise UsageError(f"{output}: holds a data set of {there.manifest['source']}; {advice}")
+        raise UsageError(f"{output}: holds a data set of {there.manifest['source']}; {artifact.REMEDY}")
     return there
 
 
@@ -104,7 +103,7 @@ def _require_same(old: DataSet, manifest: dict) -> None:
     if (manifest["digest"], manifest["class_names"]) != (old.digest, list(old.class_names)):
         raise UsageError(
             f"{old.directory}: holds other examples of {manifest['source']}, as it was {old.manifest['data_time']}; "
-            "give another --output, or --clean to replace it"
+            f"{artifact.REMEDY}"
         )
 
 
