@@ -28,6 +28,7 @@ def resolve(
         random_flip={"auto": "on" if channels > 1 else "off"}.get(config.random_flip, config.random_flip),
         batch_size=config.batch_size or _batch_size(examples),
         train_epochs=config.train_epochs or min(max(round(EXAMPLES_SEEN / examples), EPOCHS[0]), EPOCHS[1]),
+        data_format={"auto": "channels_last"}.get(config.data_format, config.data_format),
         dtype={"auto": "bf16" if bfloat16 else "fp32"}.get(config.dtype, config.dtype),
     )
 

@@ -50,7 +50,7 @@ def write(
     network.set_weights(weights)
     manifest = {**manifest, "kind": "model", "weights_sha256": weights_sha256(weights)}
     with artifact.building(output, manifest, clean=clean) as partial:
-        _save(network, shape, classes, partial / "1")
+        _save(network, config, classes, partial / "1")
         (partial / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
         (partial / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
         write_history(partial / "history.csv", history)
@@ -74,12 +74,12 @@ def weights_sha256(weights: Sequence[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _save(network: keras.Model, shape: tuple[int, int, int], classes: Sequence[str], directory: Path) -> None:
-    size, _, channels = shape
+def _save(network: keras.Model, config: Config, classes: Sequence[str], directory: Path) -> None:
+    size, _, channels = network.input_shape[1:]
     names = tf.constant(list(classes))
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = network(standardize(resize(images, size)), training=False)
+        logits = network(standardize(resize(images, size), config), training=False)
         best = tf.argmax(logits, axis=-1)
         return {"probabilities": tf.nn.softmax(logits), "class": best, "label": tf.gather(names, best)}
 

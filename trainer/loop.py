@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.preprocess import standardize
 from trainer.errors import NumericsError, Preempted
 from trainer.schedule import Plan
 
@@ -46,110 +44,42 @@ class Call(NamedTuple):
 # Called after each call of the device.
 Action = Callable[[State, Call], None]
 
+# (first step, count, sums) → sums, float64 [3], after `count` more steps: of the loss, of the
+# accuracy, and the first step after which training must not go on (−1: none).
+TrainCall = Callable[[int, int, np.ndarray], np.ndarray]
 
-def make_train_call(
-    strategy: tf.distribute.Strategy,
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    rates: Sequence[float],
-    config: Config,
-) -> Callable:
-    """A function (iterator, first step, count, sums) → sums, float64 [3], that trains `count` steps.
 
-    sums: of the loss, of the accuracy, and the first step with a number that is not finite
-    (−1: none).
-    """
-    train_step = _make_train_step(strategy, model, optimizer, rates, config)
+def make_train_call(strategy: tf.distribute.Strategy, train_step: Callable, batches, config: Config) -> TrainCall:
+    """A TrainCall of all replicas together, which take what `batches` iterates over."""
 
-    @tf.function
     def train_call(iterator, first, count, sums):
         loss_sum, correct_sum, bad = tf.unstack(sums)
         for step in tf.range(first, first + count):
             replies = strategy.run(train_step, args=(next(iterator), step))
-            loss, accuracy, finite = (strategy.experimental_local_results(reply)[0] for reply in replies)
+            loss, accuracy, good = (strategy.experimental_local_results(reply)[0] for reply in replies)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
-            bad = tf.where((bad < 0) & ~finite, tf.cast(step, tf.float64), bad)
+            bad = tf.where((bad < 0) & ~good, tf.cast(step, tf.float64), bad)
         return tf.stack([loss_sum, correct_sum, bad])
 
-    return train_call
+    call = train_call if config.run_eagerly else tf.function(train_call)
+    return lambda first, count, sums: call(batches, tf.constant(first), tf.constant(count), tf.constant(sums)).numpy()
 
 
-def _make_train_step(strategy, model, optimizer, rates: Sequence[float], config: Config) -> Callable:
-    """A function (batch, step) → (loss, accuracy, whether all was finite) for one replica.
-
-    One all-reduce a step carries gradients, batch-norm statistics and metrics, so every
-    replica holds the same state after every step.
-    """
-    schedule = tf.constant(rates, tf.float32)
-    trainable, moving = model.trainable_variables, model.non_trainable_variables
-    decayed = [place for place, v in enumerate(trainable) if v.name in ("kernel", "bias")]
-    replicas = strategy.num_replicas_in_sync
-    update = _make_update(optimizer, trainable, moving)
-
-    def train_step(batch, step):
-        images, labels = batch
-        weights = [variable.value for variable in trainable]
-        with tf.GradientTape() as tape:
-            logits, statistics = model.stateless_call(
-                weights, [variable.value for variable in moving], standardize(images), training=True
-            )
-            losses = _cross_entropy(labels, logits, config.label_smoothing)
-            loss = tf.reduce_sum(losses) / config.batch_size
-            penalty = tf.add_n([tf.reduce_sum(tf.square(weights[place])) for place in decayed])
-            objective = loss + config.weight_decay * penalty / replicas
-        gradients = tape.gradient(objective, weights)
-        accuracy = tf.reduce_sum(_correct(labels, logits)) / config.batch_size
-        context = tf.distribute.get_replica_context()
-        mine = [*gradients, *(statistic / replicas for statistic in statistics), loss, accuracy]
-        flat = context.all_reduce(tf.distribute.ReduceOp.SUM, _pack(mine))
-        *reduced, loss, accuracy = _unpack(flat, mine)
-        context.merge_call(update, args=(reduced[: len(weights)], reduced[len(weights) :], schedule[step]))
-        finite = tf.reduce_all(tf.math.is_finite(flat))
-        return tf.cast(loss, tf.float64), tf.cast(accuracy, tf.float64), finite
-
-    return train_step
-
-
-def _make_update(optimizer, trainable: Sequence, moving: Sequence) -> Callable:
-    """A function for merge_call that sets all variables by gradients and statistics that are reduced already.
-
-    optimizer.apply would reduce the gradients a second time.
-    """
-
-    def descend(variable, gradient, rate):
-        optimizer.update_step(gradient, variable, rate)
-
-    def update(strategy, gradients, statistics, rate):
-        for gradient, variable in zip(gradients, trainable, strict=True):
-            strategy.extended.update(variable.value, descend, args=(gradient, rate), group=False)
-        for statistic, variable in zip(statistics, moving, strict=True):
-            strategy.extended.update(variable.value, lambda v, s: v.assign(s), args=(statistic,), group=False)
-        optimizer.iterations.assign_add(1)
-
-    return update
-
-
-def make_evaluate_call(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
-    """A function (iterator, count) → (mean loss, accuracy) over `count` batches, as numpy floats."""
-
-    def evaluate_step(batch):
-        images, labels, weights = batch
-        logits = model(standardize(images), training=False)
-        losses = _cross_entropy(labels, logits, 0.0)
-        mine = [tf.reduce_sum(weights * part) for part in (losses, _correct(labels, logits))]
-        mine.append(tf.reduce_sum(weights))
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(mine))
+def make_evaluate_call(
+    strategy: tf.distribute.Strategy, evaluate_step: Callable, batches, steps: int
+) -> Callable[[], tuple[float, float]]:
+    """A function that gives the mean loss and the accuracy over the next `steps` of `batches`."""
 
     @tf.function
-    def evaluate_call(iterator, count):
+    def evaluate_call(iterator):
         sums = tf.zeros([3], tf.float64)
-        for _ in tf.range(count):
+        for _ in tf.range(steps):
             reply = strategy.run(evaluate_step, args=(next(iterator),))
             sums += tf.cast(strategy.experimental_local_results(reply)[0], tf.float64)
         return sums
 
-    def mean(iterator, count: int) -> tuple[float, float]:
-        loss, correct, weight = evaluate_call(iterator, tf.constant(count)).numpy()
+    def mean() -> tuple[float, float]:
+        loss, correct, weight = evaluate_call(batches).numpy()
         return loss / weight, correct / weight
 
     return mean
@@ -176,8 +106,7 @@ def make_mean(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
 
 
 def run(
-    train_call: Callable,
-    iterator,
+    train_call: TrainCall,
     plan: Plan,
     state: State,
     config: Config,
@@ -199,8 +128,7 @@ def run(
         with lost_peers(state):
             count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
             began = time.perf_counter()
-            sums = np.array([state.loss_sum, state.correct_sum, -1.0])
-            sums = train_call(iterator, tf.constant(state.step), tf.constant(count), tf.constant(sums)).numpy()
+            sums = train_call(state.step, count, np.array([state.loss_sum, state.correct_sum, -1.0]))
             call = Call(count, mean(time.perf_counter() - began))
             if sums[2] >= 0:
                 what = "the loss or a gradient is not finite; try a lower learning_rate"
@@ -235,24 +163,3 @@ class _Pace:
             return
         fitting = int(SECONDS_PER_CALL * call.steps / max(call.seconds, 1e-6))
         self.steps = max(1, min(fitting, 4 * self.steps))
-
-
-def _cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float) -> tf.Tensor:
-    if not smoothing:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    classes = logits.shape[-1]
-    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-
-
-def _correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == labels, tf.float32)
-
-
-def _pack(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-
-
-def _unpack(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
-    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

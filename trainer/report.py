@@ -11,9 +11,10 @@ import markupsafe
 from PIL import Image
 
 from trainer import metrics, plots
-from trainer.config import Config, shown
+from trainer.config import Config
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
+from trainer.knobs import of_json, shown
 from trainer.predictions import Predictions
 from trainer.saved_model import SavedModel
 
@@ -173,7 +174,7 @@ def _config(model: SavedModel) -> list[dict[str, Any]]:
     for field in dataclasses.fields(Config):
         if field.name in values:
             value = values.pop(field.name)
-            value = tuple(value) if isinstance(value, list) else value
+            value = of_json(field, value)
             about = {"meaning": field.metadata["doc"], "set": value != field.default}
             rows.append({"name": field.name, "value": shown(value), **about})
     others = [{"name": name, "value": shown(value), "meaning": "", "set": True} for name, value in values.items()]

@@ -9,13 +9,14 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.cluster import Cluster
+from trainer.config import Config
 from trainer.errors import Preempted, UsageError
 
 logger = logging.getLogger(__name__)
 
 
-def create(name: str, cluster: Cluster) -> tf.distribute.Strategy:
-    """The strategy `name`, with this process's place in `cluster`.
+def create(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
+    """The strategy that `config` names, with this process's place in `cluster`.
 
     With several workers it must be made before any tensor, data set, optimizer or summary
     writer: it starts the server that the others meet, and TensorFlow then refuses whatever
@@ -25,8 +26,7 @@ def create(name: str, cluster: Cluster) -> tf.distribute.Strategy:
       UsageError: the strategy does not fit the workers or devices.
       Preempted: the server could not start, or the others could not be joined.
     """
-    if name == "default":
-        name = _default(cluster)
+    name = _default(cluster) if config.strategy == "default" else config.strategy
     if cluster.size > 1 and name != "multi_worker_mirrored":
         raise UsageError(f"strategy={name}: cannot use {cluster.size} workers; multi_worker_mirrored or default can")
     strategy = STRATEGIES[name](cluster)

@@ -5,38 +5,25 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-from trainer import actions, artifact, auto, devices, export, loop, models, schedule, strategy
+from trainer import actions, artifact, auto, devices, export, loop, models, schedule, step, strategy
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
-from trainer.config import Config, to_dict
+from trainer.config import INCIDENTAL, Config, to_dict
 from trainer.data import examples, input
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
-from trainer.errors import DataError, NumericsError, UsageError
+from trainer.errors import DataError, UsageError
+from trainer.learner import Learner
 from trainer.signals import StopSignal
 from trainer.version import code_version
 
 logger = logging.getLogger(__name__)
 
-POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16"}
-
-# A run may go on from the checkpoints of another that differs in these: they change what
-# is said and kept, or where it is computed, but not what.
-INCIDENTAL = {
-    "checkpoint_steps",
-    "enable_tensorboard",
-    "keep_checkpoints",
-    "log_steps",
-    "resident_gib",
-    "steps_per_loop",
-    "strategy",
-}
+POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 
 
 def run(
@@ -45,8 +32,7 @@ def run(
     """Trains by `config` on the data set at `data`; returns the manifest of the model at `output`.
 
     Checkpoints and logs go to `run_dir`, by default `output` with `.run` added; from what
-    is there already the run goes on.  The order is not free: a multi-worker strategy has to
-    be made before any tensor.
+    is there already the run goes on.
 
     Raises:
       UsageError: a field does not fit the data, the cluster or the checkpoints.
@@ -56,7 +42,7 @@ def run(
     output = Path(output).absolute()
     run_dir = Path(run_dir or f"{output}.run").absolute()
     dataset = open_dataset(data)
-    config = _resolved(config, dataset)
+    config = resolved(config, dataset)
     request = _request(config, dataset, cluster)
     if done := _already_there(output, request, clean=clean):
         return done
@@ -64,58 +50,76 @@ def run(
     if clean and cluster.chief:  # before the strategy, where the others wait
         checkpoints.clear()
 
-    devices.configure(config.seed, cluster)
-    replicas = strategy.create(config.strategy, cluster)
-    signal = StopSignal()
-    _check_batch(config, replicas.num_replicas_in_sync)
-
-    train, validation = examples.load(dataset, config, cluster.neighbours)
-    _check_validation(config, validation)
-    plan = schedule.plan(config, len(train))
+    setup = set_up(config, dataset, cluster)
+    learner, plan = setup.learner, setup.plan
+    state = _restore(checkpoints, learner, setup.mean)
     rates = schedule.learning_rates(config, plan)
-    with replicas.scope():
-        model = models.build(config, _shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
-        optimizer = keras.optimizers.SGD(config.learning_rate, config.momentum, name="sgd")
-        optimizer.build(model.trainable_variables)
-    variables = _named([*model.variables, *optimizer.variables])
-    mean = loop.make_mean(replicas)
-    state = _restore(checkpoints, variables, mean)
-
     after_each_call = [
-        actions.record_epochs(config, plan, rates, _validation(replicas, model, validation, config)),
-        *(_of_the_chief(config, plan, checkpoints, variables, signal, state, run_dir) if cluster.chief else ()),
-        actions.stop_on_signal(signal),
+        actions.record_epochs(config, plan, rates, _validation(setup, config)),
+        *(_of_the_chief(config, setup, checkpoints, state, run_dir) if cluster.chief else ()),
+        actions.stop_on_signal(setup.signal),
     ]
-    train_call = loop.make_train_call(replicas, model, optimizer, rates, config)
-    batches = input.training(replicas, train, config, state.step)
-    loop.run(train_call, batches, plan, state, config, mean, after_each_call)
+    loop.run(make_train_call(setup, rates, config, state.step), plan, state, config, setup.mean, after_each_call)
 
     manifest = _manifest(config, dataset, request, state)
     if not cluster.chief:
         return manifest
     if config.early_stop_epochs and state.best and state.best["step"] != state.step:
         logger.info("stopped: %s; its weights are exported", state.stopped or f"epoch {state.best['epoch']} was best")
-        _assign(variables, checkpoints.variables_of(state.best["step"]))
-    return export.write(output, manifest, config, model.get_weights(), state.history, clean=clean)
+        learner.assign(checkpoints.variables_of(state.best["step"]))
+    weights = [variable.numpy() for variable in learner.evaluated()]
+    return export.write(output, manifest, config, weights, state.history, clean=clean)
+
+
+class Setup(NamedTuple):
+    """What a training consists of, before its first step."""
+
+    replicas: tf.distribute.Strategy
+    signal: StopSignal
+    train: Examples
+    validation: Examples | None
+    plan: schedule.Plan
+    learner: Learner
+    mean: Callable[[float], float]
+
+
+def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
+    """Makes all that a resolved `config` names.
+
+    The order is not free: a multi-worker strategy has to be made before any tensor.
+    """
+    devices.configure(config, cluster)
+    replicas = strategy.create(config, cluster)
+    signal = StopSignal()
+    _check_batch(config, replicas.num_replicas_in_sync)
+    train, validation = examples.load(dataset, config, cluster.neighbours)
+    _check_validation(config, validation)
+    with replicas.scope():
+        network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+        learner = Learner(config, network)
+    plan = schedule.plan(config, len(train))
+    return Setup(replicas, signal, train, validation, plan, learner, loop.make_mean(replicas))
+
+
+def make_train_call(setup: Setup, rates: list[float], config: Config, first_step: int) -> loop.TrainCall:
+    """The loop's call of the device, at the rate `rates[step]`, with batches from `first_step` on."""
+    train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
+    batches = input.training(setup.replicas, setup.train, config, first_step)
+    return loop.make_train_call(setup.replicas, train_step, batches, config)
 
 
 def _of_the_chief(
-    config: Config,
-    plan: schedule.Plan,
-    checkpoints: Checkpoints,
-    variables: Mapping[str, keras.Variable],
-    signal: StopSignal,
-    start: loop.State,
-    run_dir: Path,
+    config: Config, setup: Setup, checkpoints: Checkpoints, start: loop.State, run_dir: Path
 ) -> Iterator[loop.Action]:
     """What only the chief does after a call: it speaks and writes for all."""
-    yield actions.report_progress(config, plan, start)
+    yield actions.report_progress(config, setup.plan, start)
     if config.enable_tensorboard:
         yield actions.write_summaries(run_dir / "tensorboard", start)
-    yield actions.save_checkpoints(config, plan, checkpoints, lambda: _values(variables), signal)
+    yield actions.save_checkpoints(config, setup.plan, checkpoints, setup.learner.values, setup.signal)
 
 
-def _resolved(config: Config, dataset: DataSet) -> Config:
+def resolved(config: Config, dataset: DataSet) -> Config:
+    """`config` with all that is automatic decided for `dataset`."""
     if not dataset.splits.get("train"):
         raise DataError(f"{dataset.directory}: has no split 'train'; it has {', '.join(dataset.splits)}")
     return auto.resolve(
@@ -174,47 +178,25 @@ def _check_validation(config: Config, validation: Examples | None) -> None:
         )
 
 
-def _shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
+def shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
+    """Height, width and channels of what the network sees."""
     return config.image_size, config.image_size, dataset.image_shape[2]
 
 
-def _validation(
-    replicas: tf.distribute.Strategy, model: keras.Model, validation: Examples | None, config: Config
-) -> Callable[[], tuple[float, float]] | None:
-    if validation is None:
+def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float]] | None:
+    if setup.validation is None:
         return None
-    evaluate_call = loop.make_evaluate_call(replicas, model)
-    batches = input.evaluation(replicas, validation, config)
-    steps = input.evaluation_steps(validation, config)
-    return lambda: evaluate_call(batches, steps)
+    batches = input.evaluation(setup.replicas, setup.validation, config)
+    steps = input.evaluation_steps(setup.validation, config)
+    return loop.make_evaluate_call(setup.replicas, step.make_evaluate_step(setup.learner, config), batches, steps)
 
 
-def _named(variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-    return {f"{place:04d} {variable.path}": variable for place, variable in enumerate(variables)}
-
-
-def _values(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
-    """What the variables hold.  A loss can be finite where a weight is not, so each is looked at."""
-    values = {name: variable.numpy() for name, variable in variables.items()}
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise NumericsError(f"{name.partition(' ')[2]} is not finite; try a lower learning_rate")
-    return values
-
-
-def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, np.ndarray]) -> None:
-    for name, variable in variables.items():
-        variable.assign(values[name])
-
-
-def _restore(
-    checkpoints: Checkpoints, variables: Mapping[str, keras.Variable], mean: Callable[[float], float]
-) -> loop.State:
-    """The state to go on from, the variables set to it; a fresh one where there is no checkpoint."""
+def _restore(checkpoints: Checkpoints, learner: Learner, mean: Callable[[float], float]) -> loop.State:
+    """The state to go on from, the learner set to it; a fresh one where there is no checkpoint."""
     state = loop.State()
     if found := checkpoints.restore():
         values, stored = found
-        _assign(variables, values)
+        learner.assign(values)
         state = loop.State(**stored)
         logger.info("going on after step %d", state.step)
     with loop.lost_peers(state):
@@ -237,7 +219,7 @@ def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], stat
     return {
         **request,
         "class_names": list(dataset.class_names),
-        "image_shape": list(_shape(config, dataset)),
+        "image_shape": list(shape(config, dataset)),
         "seed": config.seed,
         "metrics": {name: value for name, value in last.items() if value is not None},
     }

@@ -14,13 +14,13 @@ from trainer import quiet
 quiet.import_tensorflow()
 
 import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
 
-from trainer import devices, loop, models, schedule, strategy  # noqa: E402
+from trainer import devices, loop, models, schedule, step, strategy  # noqa: E402
 from trainer.cluster import Cluster  # noqa: E402
 from trainer.config import Config, override  # noqa: E402
 from trainer.data import input  # noqa: E402
 from trainer.data.examples import InMemory  # noqa: E402
+from trainer.learner import Learner  # noqa: E402
 from trainer.models.layers import FusedBatchNormalization  # noqa: E402
 from trainer.recipes import recipe  # noqa: E402
 
@@ -40,16 +40,13 @@ def data() -> InMemory:
 
 def ours(config: Config, examples: InMemory) -> Callable[[], None]:
     """STEPS steps of the trainer's loop, with its input chain and augmentation."""
-    replicas = strategy.create("one_device", Cluster())
+    replicas = strategy.create(config, Cluster())
     plan = schedule.plan(config, len(examples))
     with replicas.scope():
-        model = models.build(config, (32, 32, 3), 10, POLICIES[config.dtype])
-        optimizer = keras.optimizers.SGD(0.1, 0.9)
-        optimizer.build(model.trainable_variables)
-    call = loop.make_train_call(replicas, model, optimizer, schedule.learning_rates(config, plan), config)
-    batches = input.training(replicas, examples, config, 0)
-    sums = tf.constant([0.0, 0.0, -1.0], tf.float64)
-    return lambda: call(batches, tf.constant(0), tf.constant(STEPS), sums).numpy()
+        learner = Learner(config, models.build(config, (32, 32, 3), 10, POLICIES[config.dtype]))
+    train_step = step.make_train_step(replicas, learner, schedule.learning_rates(config, plan), config)
+    call = loop.make_train_call(replicas, train_step, input.training(replicas, examples, config, 0), config)
+    return lambda: call(0, STEPS, np.array([0.0, 0.0, -1.0]))
 
 
 def keras_fit(config: Config, examples: InMemory) -> Callable[[], None]:
@@ -86,7 +83,7 @@ def measure(rivals: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 def main() -> None:
     """Prints a table."""
-    devices.configure(1, Cluster())
+    devices.configure(Config(), Cluster())
     examples = data()
     for size in map(int, sys.argv[1:] or (20, 56)):
         speeds: dict[str, float] = {}

@@ -9,9 +9,10 @@ def _threads():
     """The threads that a trainer's own process has: another number gives other bits."""
     from trainer import devices, quiet
     from trainer.cluster import Cluster
+    from trainer.config import Config
 
     quiet.import_tensorflow()
-    devices.configure(1, Cluster())
+    devices.configure(Config(), Cluster())
 
 
 @pytest.fixture(scope="session")

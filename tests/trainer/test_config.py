@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from trainer import config as config_module
 from trainer.config import Config, describe, from_dict, override, to_dict
 from trainer.errors import UsageError
+from trainer.knobs import shown
 from trainer.recipes import RECIPES
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -231,7 +231,7 @@ def test_config_and_recipes_and_cluster_need_the_standard_library_only(run_pytho
 
 
 def test_shown_is_what_override_reads():
-    assert [config_module.shown(value) for value in (True, (1, 2), 0.1, "auto", 3)] == [
+    assert [shown(value) for value in (True, (1, 2), 0.1, "auto", 3)] == [
         "true",
         "1,2",
         "0.1",

@@ -13,9 +13,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf, keras
 from trainer import devices, strategy
 from trainer.cluster import Cluster
+from trainer.config import Config
 cluster = Cluster(("127.0.0.1:{port}",), 0)
 {before}
-replicas = strategy.create("{name}", cluster)
+replicas = strategy.create(Config(strategy="{name}"), cluster)
 print("made", type(replicas).__name__, replicas.num_replicas_in_sync)
 """
 
@@ -39,7 +40,7 @@ keras.config.set_image_data_format("channels_last")
 keras.optimizers.schedules.CosineDecay(0.1, 10)
 tf.data.Options()
 tf.io.gfile.exists("/nowhere")
-devices.configure(1, cluster)
+devices.configure(Config(), cluster)
 """
 
 

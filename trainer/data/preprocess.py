@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from trainer.config import Config
+
 
 def decode(image_bytes: tf.Tensor, channels: int) -> tf.Tensor:
     """One encoded JPEG or PNG to uint8 [H, W, channels]; grey and colour are converted."""
@@ -32,6 +34,14 @@ def pixels(image_bytes: tf.Tensor, size: int, channels: int) -> tf.Tensor:
     return resize(decode(image_bytes, channels)[None], size)[0]
 
 
-def standardize(images: tf.Tensor) -> tf.Tensor:
-    """uint8 [N, H, W, C] to float32 of mean 0 and variance 1 in each image; a flat image becomes 0."""
-    return tf.image.per_image_standardization(tf.cast(images, tf.float32))
+def standardize(images: tf.Tensor, config: Config) -> tf.Tensor:
+    """uint8 [N, H, W, C] to float32, by config.standardization.
+
+    image: of mean 0 and variance 1 in each image, a flat one becomes 0; channel: minus
+    channel_means, over channel_deviations; mean: minus channel_means alone.
+    """
+    images = tf.cast(images, tf.float32)
+    if config.standardization == "image":
+        return tf.image.per_image_standardization(images)
+    images -= tf.constant(config.channel_means)
+    return images / tf.constant(config.channel_deviations) if config.standardization == "channel" else images

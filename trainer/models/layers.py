@@ -1,7 +1,29 @@
 """Layers that Keras 3 lacks on the TensorFlow backend, or has only slowly."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
+
+from trainer.draws import Draws
+
+_draws: contextvars.ContextVar[Draws] = contextvars.ContextVar("draws")
+
+
+@contextlib.contextmanager
+def drawing(draws: Draws) -> Iterator[None]:
+    """What layers that draw at random in training take it from in the block.
+
+    Keras' own seeds are variables that every call changes: with them a resumed run would draw
+    other numbers, and so would another number of workers.
+    """
+    token = _draws.set(draws)
+    try:
+        yield
+    finally:
+        _draws.reset(token)
 
 
 @keras.saving.register_keras_serializable(package="kfp_vision")

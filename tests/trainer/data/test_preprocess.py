@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from trainer.config import Config
 from trainer.data.preprocess import decode, resize, standardize
 
 
@@ -107,7 +108,7 @@ def test_enlarging_keeps_flat_images_flat_and_the_extremes():
 
 def test_channels_of_0_1_and_2_become_those_of_the_2019_trainers():
     image = np.broadcast_to(np.array([0, 1, 2], np.uint8), (1, 32, 32, 3))
-    found = standardize(tf.constant(image)).numpy()
+    found = standardize(tf.constant(image), Config()).numpy()
     assert found.dtype == np.float32
     assert found[0, 5, 7] == pytest.approx([-1.225, 0, 1.225], abs=5e-4)
     assert (found == found[0, 0, 0]).all()
@@ -115,12 +116,12 @@ def test_channels_of_0_1_and_2_become_those_of_the_2019_trainers():
 
 @pytest.mark.parametrize("value", [0, 127, 255])
 def test_a_flat_image_becomes_0(value):
-    assert (standardize(tf.constant(np.full((2, 4, 4, 3), value, np.uint8))).numpy() == 0).all()
+    assert (standardize(tf.constant(np.full((2, 4, 4, 3), value, np.uint8)), Config()).numpy() == 0).all()
 
 
 def test_each_image_is_standardised_by_itself():
     images = np.stack([picture(12, 10, 3, seed) // (1 + seed) for seed in range(4)])
-    found = standardize(tf.constant(images)).numpy()
+    found = standardize(tf.constant(images), Config()).numpy()
     for image, each in zip(images.astype(np.float64), found, strict=True):
         np.testing.assert_allclose(each, (image - image.mean()) / image.std(), rtol=1e-4, atol=1e-4)
 
@@ -131,4 +132,4 @@ def test_a_nearly_flat_image_is_not_blown_up():
     image[0, 0, 0, 0] = 1
     n = 32 * 32
     expected = (1 - 1 / n) / max(np.sqrt(1 / n - 1 / n**2), 1 / np.sqrt(n))
-    assert standardize(tf.constant(image)).numpy().max() == pytest.approx(expected, rel=1e-5)
+    assert standardize(tf.constant(image), Config()).numpy().max() == pytest.approx(expected, rel=1e-5)

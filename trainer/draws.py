@@ -1,0 +1,45 @@
+"""Random numbers that are a function of (seed, step, place in the batch) and nothing else."""
+
+import zlib
+
+import tensorflow as tf
+
+
+class Draws:
+    """What one step draws for the examples that stand at `positions`, int [n], of its batch.
+
+    Numbers are drawn for the whole batch of `batch_size` and cut, so they do not depend on
+    which worker holds which part of it.  `name` tells draws of one step apart.
+    """
+
+    def __init__(self, seed: int, step: tf.Tensor, positions: tf.Tensor, batch_size: int):
+        self._seed = seed
+        self._step = tf.cast(step, tf.int64)
+        self._positions = positions
+        self._batch_size = batch_size
+
+    def uniform(self, name: str, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> tf.Tensor:
+        """float32 [n, *shape] from low up to, but not including, high."""
+        drawn = tf.random.stateless_uniform((self._batch_size, *shape), self.key(name), low, high, tf.float32)
+        return self._cut(drawn)
+
+    def integers(self, name: str, count: int, shape: tuple[int, ...] = ()) -> tf.Tensor:
+        """int32 [n, *shape] from 0 to count − 1."""
+        drawn = tf.random.stateless_uniform((self._batch_size, *shape), self.key(name), 0, count, tf.int32)
+        return self._cut(drawn)
+
+    def beta(self, name: str, alpha: float) -> tf.Tensor:
+        """float32 [n] from Beta(alpha, alpha)."""
+        first, second = (
+            tf.random.stateless_gamma([self._batch_size], self.key(f"{name} {side}"), alpha) for side in (1, 2)
+        )
+        # For a small alpha both can be 0.
+        share = tf.math.divide_no_nan(first, first + second)
+        return self._cut(tf.where(first + second > 0.0, share, 0.5))
+
+    def key(self, name: str) -> tf.Tensor:
+        """The stateless seed, int64 [2], of `name` in this step; the same for all positions."""
+        return tf.stack([tf.constant((zlib.crc32(name.encode()) << 31) + self._seed, tf.int64), self._step])
+
+    def _cut(self, drawn: tf.Tensor) -> tf.Tensor:
+        return tf.gather(drawn, self._positions)
