@@ -12,6 +12,7 @@ from trainer.config import Config
 from trainer.data.dataset import DataSet, read
 from trainer.data.preprocess import pixels
 from trainer.data.shards import ShardReader
+from trainer.draws import Draws
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,12 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Images, uint8 [n, S, S, C], and labels, int32 [n], at `indices`, int64 [n]."""
+    def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images, uint8 [n, S, S, C], and labels, int32 [n], at `indices`, int64 [n].
+
+        `draws` are given in training, one for each of `indices`: what is random about the way
+        from an encoded image to S by S pixels follows from them.
+        """
         ...
 
     def subset(self, mask: np.ndarray) -> "Examples":
@@ -48,7 +53,7 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take."""
         numbers = tf.gather(tf.constant(self.numbers), indices)
         return tf.gather(self.images, numbers), tf.gather(self.labels, numbers)
@@ -75,7 +80,7 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take."""
         numbers = tf.gather(tf.constant(self.numbers), indices)
         serialized = tf.ensure_shape(tf.numpy_function(self.shards.read, [numbers], tf.string), indices.shape)
