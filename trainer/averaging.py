@@ -24,7 +24,8 @@ class Averages:
         if config.ema_decay:
             self._rules["ema"] = _moving_average(config.ema_decay)
         self._averaged = list(averaged)
-        self._of = {variable.path: [_copy(variable, kind) for kind in self._rules] for variable in averaged}
+        self._of = {variable.path: [_like(variable, kind) for kind in self._rules] for variable in averaged}
+        self.restart()
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -42,7 +43,7 @@ class Averages:
         """Sets each average to what its variable is."""
         for variable in self._averaged:
             for average in self._of[variable.path]:
-                average.assign(variable.value)
+                average.assign(variable.numpy())
 
     def after_step(self, path: str, variable: tf.Variable, step: tf.Tensor) -> None:
         """Moves the averages of `variable`, and with lookahead the variable itself."""
@@ -55,9 +56,9 @@ class Averages:
             value = changed
 
 
-def _copy(variable: keras.Variable, kind: str) -> keras.Variable:
-    name = f"{variable.path.replace('/', '_')}_{kind}"
-    return keras.Variable(variable.value, trainable=False, dtype=variable.dtype, name=name)
+def _like(variable: keras.Variable, kind: str) -> keras.Variable:
+    name = f"{variable.path.replace('/', '_')}_{kind}"  # Keras forbids the slash here
+    return keras.Variable("zeros", shape=variable.shape, trainable=False, dtype=variable.dtype, name=name)
 
 
 def _moving_average(decay: float) -> Rule:

@@ -55,10 +55,11 @@ def learning_rates(config: Config, plan: Plan) -> list[float]:
 
 def _rate(config: Config, peak: float, epoch: float, whole: float) -> float:
     if epoch < config.warmup_epochs:
-        return peak * epoch / config.warmup_epochs
+        return peak * (config.warmup_from + (1.0 - config.warmup_from) * epoch / config.warmup_epochs)
     if config.schedule == "step":
         return peak * config.decay_factor ** sum(epoch >= end for end in config.decay_epochs)
-    if config.schedule == "cosine":
-        done = (epoch - config.warmup_epochs) / max(whole - config.warmup_epochs, 1e-9)
-        return peak * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-    return peak
+    if config.schedule == "constant":
+        return peak
+    done = min((epoch - config.warmup_epochs) / max(whole - config.warmup_epochs, 1e-9), 1.0)
+    left = 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0 - done
+    return peak * (config.decay_to + (1.0 - config.decay_to) * left)

@@ -73,6 +73,20 @@ def test_cosine_after_warm_up_begins_at_the_peak_where_warm_up_ends():
     assert of_step[60] == pytest.approx(0.05)
 
 
+def test_triangular_rises_and_falls_in_straight_lines():
+    config = Config(train_epochs=10, batch_size=10, learning_rate_batch=0, schedule="triangular", warmup_epochs=2)
+    of_step = rates(replace(config, warmup_from=0.25, decay_to=0.1, learning_rate=0.4), 100)
+    assert of_step[:20] == pytest.approx([0.1 + 0.3 * step / 20 for step in range(20)])
+    assert of_step[20:] == pytest.approx([0.4 - 0.36 * step / 80 for step in range(80)])
+    assert rates(config, 100)[99] == pytest.approx(0.1 / 80)
+
+
+def test_cosine_may_end_above_0():
+    config = Config(train_epochs=10, batch_size=10, learning_rate_batch=0, warmup_epochs=0, decay_to=0.25)
+    assert rates(config, 100)[50] == pytest.approx(0.1 * (0.25 + 0.75 / 2))
+    assert rates(config, 100)[99] == pytest.approx(0.025, rel=0.01)
+
+
 def test_warm_up_as_long_as_training_never_leaves_it():
     config = Config(train_epochs=2, batch_size=10, warmup_epochs=2, learning_rate_batch=0)
     assert rates(config, 100) == pytest.approx([0.1 * step / 20 for step in range(20)])

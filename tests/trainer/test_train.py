@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,23 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny: Path, uninterrupted: Path, 
     assert "going on after step" in train(tiny, model, "--set=checkpoint_steps=2")
     assert weights(model) == weights(uninterrupted)
     assert (model / "history.csv").read_bytes() == (uninterrupted / "history.csv").read_bytes()
+
+
+def test_after_a_resume_the_rate_is_that_of_the_step_and_not_of_a_count_begun_anew(tiny: Path, tmp_path: Path):
+    """The 2019 trainers counted epochs in a callback, and after a resume began at the first rate again."""
+    steps = ["schedule=step", "decay_epochs=1,2,3", "warmup_epochs=0", "checkpoint_steps=5"]
+    launch.train(tiny, tmp_path / "whole", overrides=[*TINY, *steps])
+    # The very run that is to be resumed, killed: its checkpoints without those of the last epochs.
+    run = tmp_path / "whole.run" / "checkpoints"
+    kept = sorted(run.glob("step-*"))
+    resumed_from = int(kept[0].name.removeprefix("step-"))
+    for later in kept[1:]:
+        shutil.rmtree(later)
+    launch.train(tiny, tmp_path / "resumed", overrides=[*TINY, *steps], run_dir=tmp_path / "whole.run")
+    rows = history(tmp_path / "resumed")
+    assert rows[-1]["step"] > resumed_from > rows[1]["step"]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.4 * 16 / 128 * 0.1**k for k in range(4)])
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
