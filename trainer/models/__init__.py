@@ -7,9 +7,11 @@ import keras
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.models.cifar_resnet import cifar_resnet
+from trainer.models.imagenet_resnet import imagenet_resnet
 
 MODELS: dict[str, Callable[[Config, tuple[int, int, int], int, str], keras.Model]] = {
     "cifar_resnet": cifar_resnet,
+    "imagenet_resnet": imagenet_resnet,
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 
 import keras
@@ -37,22 +38,33 @@ class FusedBatchNormalization(keras.layers.Layer):
 
     `group`: examples that share statistics; the batch is cut into groups of that many, in
     order, so that the mathematics does not depend on how many replicas cut the batch.
-    0 takes the whole of the replica's slice.  Source: Ioffe and Szegedy 2015, arXiv
-    1502.03167; groups of a fixed size: Hoffer et al. 2017, arXiv 1705.08741.
+    0 takes the whole of the replica's slice.  A frozen layer, one with trainable=False,
+    normalises by its moving statistics in training too, and leaves them.  Source: Ioffe and
+    Szegedy 2015, arXiv 1502.03167; groups of a fixed size: Hoffer et al. 2017, arXiv 1705.08741.
     """
 
-    def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, group: int = 0, **kwargs):
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        group: int = 0,
+        data_format: str = "channels_last",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon
         self.group = group
+        self.data_format = data_format
 
     def build(self, input_shape):
         """Makes scale, offset and the two moving statistics, each [C] and float32."""
 
+        channels = input_shape[1 if self.data_format == "channels_first" else 3]
+
         def weight(name: str, initializer: str, trainable: bool):
             return self.add_weight(
-                name=name, shape=input_shape[-1:], initializer=initializer, trainable=trainable, dtype="float32",
+                name=name, shape=(channels,), initializer=initializer, trainable=trainable, dtype="float32",
                 autocast=False,
             )  # fmt: skip
 
@@ -63,7 +75,7 @@ class FusedBatchNormalization(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         """Normalised `inputs`, same shape and dtype; in training, moves the statistics."""
-        if not training:
+        if not (training and self.trainable):
             outputs, _, _ = self._fused(inputs, self.moving_mean.value, self.moving_variance.value, training=False)
             return outputs
         groups = self._groups(inputs.shape[0]) if self.group else 1
@@ -86,6 +98,7 @@ class FusedBatchNormalization(keras.layers.Layer):
             mean=mean,
             variance=variance,
             epsilon=self.epsilon,
+            data_format="NCHW" if self.data_format == "channels_first" else "NHWC",
             is_training=training,
         )
         return outputs, batch_mean, batch_variance
@@ -95,4 +108,73 @@ class FusedBatchNormalization(keras.layers.Layer):
 
     def get_config(self):
         """What `from_config` needs."""
-        return super().get_config() | {"momentum": self.momentum, "epsilon": self.epsilon, "group": self.group}
+        own = ("momentum", "epsilon", "group", "data_format")
+        return super().get_config() | {name: getattr(self, name) for name in own}
+
+
+class Dropout(keras.layers.Layer):
+    """Zeroes a share of the numbers of [N, K] in training, each by itself, and scales up the others.
+
+    Hinton et al. 2012, arXiv 1207.0580; scaled in training, so that inference needs no change.
+    """
+
+    def __init__(self, share: float, **kwargs):
+        super().__init__(**kwargs)
+        self.share = share
+
+    def call(self, inputs, training=False):
+        """`inputs`, in training with about `share` of them zero; same shape and dtype."""
+        return _thinned(inputs, self.share, self.name, tuple(inputs.shape[1:])) if training else inputs
+
+
+class StochasticDepth(keras.layers.Layer):
+    """Zeroes a residual branch [N, …] for a share of the examples in training, and scales up the others.
+
+    Huang et al. 2016, arXiv 1603.09382, section 3.  There a whole batch skips a block, and
+    inference scales; here an example does, and training scales.
+    """
+
+    def __init__(self, share: float, **kwargs):
+        super().__init__(**kwargs)
+        self.share = share
+
+    def call(self, inputs, training=False):
+        """`inputs`, in training zero for about `share` of the examples; same shape and dtype."""
+        return _thinned(inputs, self.share, self.name, (1,) * (len(inputs.shape) - 1)) if training else inputs
+
+
+def _thinned(inputs: tf.Tensor, share: float, name: str, shape: tuple[int, ...]) -> tf.Tensor:
+    """`inputs` [N, …] with one draw for each of [N, *shape]; what stays is scaled to keep the mean."""
+    stays = _draws.get().uniform(name, shape=shape) >= share
+    return inputs * tf.cast(tf.where(stays, 1.0 / (1.0 - share), 0.0), inputs.dtype)
+
+
+class ShiftedMaxPooling(keras.layers.Layer):
+    """The largest of 3 by 3 pixels, every second pixel, by comparing shifted images [N, H, W, C].
+
+    XLA refuses the gradient of keras.layers.MaxPooling2D where ops must be deterministic
+    (tensorflow#69417).  This one has the same values and gradient, bit for bit; not compiled it
+    is fifty times slower.
+    """
+
+    def __init__(self, data_format: str = "channels_last", **kwargs):
+        super().__init__(**kwargs)
+        self.rows, self.columns = (2, 3) if data_format == "channels_first" else (1, 2)
+
+    def call(self, inputs):
+        """[N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C], or with the channels first; padded as TensorFlow's SAME."""
+        sides = {axis: inputs.shape[axis] for axis in (self.rows, self.columns)}
+        padding = [[0, 0]] * 4
+        for axis, side in sides.items():
+            # SAME puts the odd pixel of padding after the image.
+            padding[axis] = [side % 2, 1]
+        padded = tf.pad(inputs, padding, constant_values=inputs.dtype.min)
+
+        def shifted(down: int, right: int) -> tf.Tensor:
+            cut = [slice(None)] * 4
+            for axis, first in ((self.rows, down), (self.columns, right)):
+                cut[axis] = slice(first, first + sides[axis], 2)
+            return padded[tuple(cut)]
+
+        # On a tie tf.maximum's gradient goes to its first argument, as MaxPoolGrad's goes to the first pixel.
+        return functools.reduce(tf.maximum, [shifted(down, right) for down in range(3) for right in range(3)])
