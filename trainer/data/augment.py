@@ -6,31 +6,53 @@ Each works on a whole batch at once: a gather a batch is many times faster than 
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data import order
+from trainer.data.erasing import erase
+from trainer.data.randaugment import randaugment
+from trainer.draws import Draws
 
 
-def augment(config: Config, images: tf.Tensor, step: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """`images`, uint8 [N, S, S, C], cropped and flipped at random, same shape.
+def augment(config: Config, images: tf.Tensor, indices: tf.Tensor, epochs: tf.Tensor, draws: Draws) -> tf.Tensor:
+    """`images`, uint8 [n, S, S, C], as training sees them, same shape.
 
-    `start`: where the N stand in the global batch.  Draws are made for the whole batch and
-    cut, so they do not depend on who holds which part of it.
+    They are the examples `indices`, int64 [n], each in its pass over the data `epochs`, int64 [n].
+    In this order: crop and mirror, RandAugment, random erasing.
     """
-    count, size = images.shape[0], images.shape[1]
-    padding = config.crop_padding
+    images = _crop_and_mirror(config, images, indices, epochs, draws)
+    if config.randaugment_layers:
+        images = randaugment(images, draws, config.randaugment_layers, config.randaugment_magnitude)
+    return erase(images, draws, config.random_erasing) if config.random_erasing else images
 
-    def draw(high: int, salt: int) -> tf.Tensor:
-        seed = [config.seed * 8 + salt, tf.cast(step, tf.int64)]
-        drawn = tf.random.stateless_uniform([config.batch_size], seed, 0, high, tf.int32)
-        return drawn[start : start + count]
 
+def _crop_and_mirror(
+    config: Config, images: tf.Tensor, indices: tf.Tensor, epochs: tf.Tensor, draws: Draws
+) -> tf.Tensor:
+    count, size, _, channels = images.shape
+    padding = 0 if config.random_resized_crop else config.crop_padding
+    mirrored = _mirrored(config, indices, epochs, draws)
+    if not padding and mirrored is None:
+        return images
     rows = tf.range(size)[None, :] + tf.zeros([count, 1], tf.int32)
     columns = rows
     if padding:
         images = tf.pad(images, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
-        rows += draw(2 * padding + 1, 0)[:, None]
-        columns += draw(2 * padding + 1, 1)[:, None]
-    if config.random_flip == "on":
-        mirrored = tf.cast(draw(2, 2), tf.bool)[:, None]
-        columns = tf.where(mirrored, tf.reverse(columns, [1]), columns)
-    if not padding and config.random_flip != "on":
-        return images
-    return tf.gather(tf.gather(images, rows, batch_dims=1, axis=1), columns, batch_dims=1, axis=2)
+        rows += draws.integers("crop row", 2 * padding + 1)[:, None]
+        columns += draws.integers("crop column", 2 * padding + 1)[:, None]
+    if mirrored is not None:
+        columns = tf.where(mirrored[:, None], tf.reverse(columns, [1]), columns)
+    # One gather of pixels: a fifth faster than one of rows and then one of columns.
+    side = size + 2 * padding
+    rows += side * tf.range(count)[:, None]
+    return tf.gather(tf.reshape(images, [count * side * side, channels]), side * rows[:, :, None] + columns[:, None, :])
+
+
+def _mirrored(config: Config, indices: tf.Tensor, epochs: tf.Tensor, draws: Draws) -> tf.Tensor | None:
+    """Which images are mirrored, bool [n]; None where none ever is.
+
+    alternating, of arXiv 2404.00498, section 3.6: half of the examples in the first epoch, by
+    a hash, the others in the next, and so on.
+    """
+    if config.random_flip == "alternating":
+        first = tf.cast(tf.bitwise.right_shift(order.hashed(config.seed, indices, stream=1), 63), tf.int64)
+        return (first + epochs) % 2 == 1
+    return draws.integers("mirror", 2) == 1 if config.random_flip == "on" else None

@@ -21,6 +21,11 @@ def training_batch(seed: int, step: tf.Tensor, batch_size: int, examples: int) -
     return tf.raw_ops.RandomIndexShuffle(index=places, seed=_keys(seed, epochs), max_index=last, rounds=ROUNDS)
 
 
+def training_epochs(step: tf.Tensor, batch_size: int, examples: int) -> tf.Tensor:
+    """The pass over the examples, int64 [batch_size] from 0, that each of training batch `step` belongs to."""
+    return (step * batch_size + tf.range(batch_size, dtype=tf.int64)) // examples
+
+
 def evaluation_batch(step: tf.Tensor, batch_size: int, examples: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Indices, int64, and weights, float32, of evaluation batch `step`, both [batch_size].
 
@@ -34,13 +39,22 @@ def _keys(seed: int, epochs: tf.Tensor) -> tf.Tensor:
     """A cipher key, int32 [N, 3], for each of `epochs`, int64 [N].
 
     The cipher takes as few as 8 bits of each of the three numbers, so seed and epoch as they
-    are would repeat the order after 256; their hash (the finalizer of SplitMix64) does not.
+    are would repeat the order after 256; their hash does not.
     """
-    mixed = (tf.cast(epochs, tf.uint64) + _uint64((seed << 32) + 1)) * _uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, _uint64(shift))) * _uint64(factor)
+    mixed = hashed(seed, epochs)
     words = [tf.bitwise.right_shift(mixed, _uint64(21 * word)) & _uint64(2**21 - 1) for word in range(3)]
     return tf.cast(tf.stack(words, axis=1), tf.int32)
+
+
+def hashed(seed: int, numbers: tf.Tensor, stream: int = 0) -> tf.Tensor:
+    """64 bits, uint64 [N], for each of `numbers`, int64 [N] below 2³²: the finalizer of SplitMix64.
+
+    `stream`, 0 or 1, tells two uses of the same numbers apart.
+    """
+    mixed = (tf.cast(numbers, tf.uint64) + _uint64((stream << 63) + (seed << 32) + 1)) * _uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, _uint64(shift))) * _uint64(factor)
+    return mixed
 
 
 def _uint64(value: int) -> tf.Tensor:

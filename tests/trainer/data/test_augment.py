@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -6,6 +7,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.augment import augment
+from trainer.draws import Draws
 
 
 def config(padding=2, flip="on", seed=1, batch=64) -> Config:
@@ -19,8 +21,12 @@ def pictures(count=64, size=8, channels=3) -> np.ndarray:
     return np.array(values, np.uint8).reshape(count, size, size, channels)
 
 
-def changed(config: Config, images: np.ndarray, step=0, start=0) -> np.ndarray:
-    return augment(config, tf.constant(images), tf.constant(step, tf.int64), tf.constant(start)).numpy()
+def changed(config: Config, images: np.ndarray, step=0, start=0, epoch=0) -> np.ndarray:
+    """Image i is example i, in one epoch."""
+    indices = tf.range(start, start + len(images))
+    draws = Draws(config.seed, tf.constant(step, tf.int64), indices, config.batch_size)
+    epochs = tf.fill([len(images)], tf.constant(epoch, tf.int64))
+    return augment(config, tf.constant(images), tf.cast(indices, tf.int64), epochs, draws).numpy()
 
 
 def one_by_one(image: np.ndarray, padding: int, row: int, column: int, flipped: bool) -> np.ndarray:
@@ -103,9 +109,44 @@ def test_both_off_is_the_identity():
     assert (changed(config(padding=0, flip="off"), images, step=3) == images).all()
 
 
-@pytest.mark.parametrize(("padding", "flip"), [(2, "on"), (0, "on"), (2, "off"), (0, "off")])
+@pytest.mark.parametrize(("padding", "flip"), [(2, "on"), (0, "on"), (2, "off"), (0, "off"), (2, "alternating")])
 def test_inside_tf_data_it_is_what_it_is_outside(padding, flip):
     images, made = pictures(), config(padding, flip)
-    chain = tf.data.Dataset.range(3).map(lambda step: augment(made, tf.constant(images), step, tf.constant(0)))
-    for step, inside in enumerate(chain.as_numpy_iterator()):
-        assert (inside == changed(made, images, step)).all()
+
+    def element(step):
+        draws = Draws(made.seed, step, tf.range(64), 64)
+        return augment(made, tf.constant(images), tf.range(64, dtype=tf.int64), tf.fill([64], step), draws)
+
+    for step, inside in enumerate(tf.data.Dataset.range(3).map(element).as_numpy_iterator()):
+        assert (inside == changed(made, images, step, epoch=step)).all()
+
+
+def test_alternating_flip_mirrors_half_at_first_and_each_in_every_other_epoch():
+    count = 4096
+    pair = np.array([[[[1], [2]], [[1], [2]]]], np.uint8).repeat(count, axis=0)
+    made = config(0, "alternating", batch=count)
+    mirrored = np.array([changed(made, pair, step=7 * epoch, epoch=epoch)[:, 0, 0, 0] == 2 for epoch in range(4)])
+    assert (mirrored[0] != mirrored[1]).all()
+    assert (mirrored[0] == mirrored[2]).all()
+    assert (mirrored[1] == mirrored[3]).all()
+    assert abs(mirrored[0].mean() - 0.5) < 5 * 0.5 / np.sqrt(count)
+    # Neighbours are drawn apart: of four kinds of pairs, each is a quarter.
+    pairs = np.bincount(2 * mirrored[0, :-1] + mirrored[0, 1:], minlength=4)
+    assert ((pairs - count / 4) ** 2 / (count / 4)).sum() < 3 + 5 * np.sqrt(2 * 3)
+
+
+def test_alternating_flip_goes_by_the_example_and_the_seed_not_by_its_place():
+    images = pictures()
+    made = config(0, "alternating")
+    indices, epochs = tf.constant(np.random.default_rng(1).permutation(64)), tf.zeros([64], tf.int64)
+    draws = Draws(made.seed, tf.constant(9, tf.int64), tf.range(64), 64)
+    result = augment(made, tf.constant(images[indices.numpy()]), indices, epochs, draws).numpy()
+    assert (result == changed(made, images)[indices.numpy()]).all()
+    other = drawn(images, changed(config(0, "alternating", seed=2), images), 0)[:, 2]
+    assert 0.2 < (other == drawn(images, changed(made, images), 0)[:, 2]).mean() < 0.8
+
+
+def test_with_random_resized_crop_images_are_mirrored_but_not_cropped_again():
+    images = pictures()
+    made = dataclasses.replace(config(), random_resized_crop=True)
+    assert (changed(made, images) == changed(config(padding=0), images)).all()

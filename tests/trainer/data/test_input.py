@@ -9,6 +9,7 @@ from trainer.config import Config
 from trainer.data import input, order
 from trainer.data.augment import augment
 from trainer.data.examples import InMemory
+from trainer.draws import Draws
 
 EXAMPLES = 50
 CONFIG = Config(batch_size=8, seed=3, crop_padding=1, random_flip="on")
@@ -27,7 +28,10 @@ def wanted(step: int) -> tuple[list, list]:
     indices = order.training_batch(CONFIG.seed, number, CONFIG.batch_size, EXAMPLES)
     images, labels = numbered().take(indices)
     assert labels.numpy().tolist() == indices.numpy().tolist()
-    return augment(CONFIG, images, number, tf.constant(0)).numpy().tolist(), labels.numpy().tolist()
+    epochs = (step * CONFIG.batch_size + np.arange(CONFIG.batch_size)) // EXAMPLES
+    draws = Draws(CONFIG.seed, number, tf.range(CONFIG.batch_size), CONFIG.batch_size)
+    images = augment(CONFIG, images, indices, tf.constant(epochs, tf.int64), draws)
+    return images.numpy().tolist(), labels.numpy().tolist()
 
 
 def wanted_evaluation(passes: int) -> tuple[list[list[int]], list[list[float]]]:

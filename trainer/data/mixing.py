@@ -1,0 +1,46 @@
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899): images that are of two examples at once."""
+
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.data.erasing import rectangles
+from trainer.draws import Draws
+
+
+def partners(draws: Draws, positions: tf.Tensor, batch_size: int) -> tf.Tensor:
+    """Whose image is mixed into that of each of `positions`, int32 [n]: a place in the global batch.
+
+    All of a step stand equally far apart, so each image of a batch is mixed into one other.
+    """
+    distance = tf.random.stateless_uniform([], draws.key("partner"), 1, max(batch_size, 2), tf.int32)
+    return (positions + distance) % batch_size
+
+
+def mix(config: Config, images: tf.Tensor, others: tf.Tensor, draws: Draws) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images, uint8 [n, S, S, C], mixed with their `others`, and the share, float32 [n], that each is of itself.
+
+    By config.mixup or config.cutmix; where both are on, by one of them, drawn for each image.
+    """
+    ways = []
+    if config.mixup:
+        ways.append(draws.beta("mixup", config.mixup)[:, None, None, None])
+    if config.cutmix:
+        ways.append(_outside(draws, config.cutmix, images.shape[1]))
+    shares = [tf.reduce_mean(kept, axis=[1, 2, 3]) for kept in ways]
+    kept, share = ways[0], shares[0]
+    if len(ways) == 2:
+        pasted = draws.integers("mixup or cutmix", 2) == 1
+        kept, share = tf.where(pasted[:, None, None, None], ways[1], kept), tf.where(pasted, shares[1], share)
+    return _blend(images, others, kept), share
+
+
+def _outside(draws: Draws, alpha: float, size: int) -> tf.Tensor:
+    """float32 [n, size, size, 1]: 0 inside a rectangle of a drawn area, cut off at the edges, else 1."""
+    side = tf.floor(size * tf.sqrt(1.0 - draws.beta("cutmix", alpha)))
+    top, left = (tf.floor(draws.uniform(f"cutmix {name}", 0.0, size) - side / 2.0) for name in ("row", "column"))
+    return tf.cast(~rectangles(top, left, top + side, left + side, size), tf.float32)
+
+
+def _blend(images: tf.Tensor, others: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
+    images, others = tf.cast(images, tf.float32), tf.cast(others, tf.float32)
+    return tf.cast(tf.round(others + kept * (images - others)), tf.uint8)
