@@ -1,0 +1,50 @@
+"""Whatever is switched on, replicas together do what one does alone."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from trainer import launch
+
+SHARED = ["resnet_size=8", "batch_size=32", "train_epochs=2", "dtype=fp32", "norm_group=16", "validation_fraction=0.2"]
+WAYS = {
+    "averaged": ["optimizer=adamw", "learning_rate=0.01", "ema_decay=0.9", "clip_norm=1", "nesterov=false"],
+    "layerwise": ["optimizer=lars", "learning_rate=20", "lookahead_steps=3", "num_packs=3", "nesterov=true"],
+    "in parts": ["learning_rate=0.4", "gradient_accumulation=2", "norm_group=8", "weight_decay_factors=norm:0,bias:0"],
+    "muon": ["optimizer=muon", "learning_rate=0.05", "num_packs=0", "learning_rate_factors=logits:0.5"],
+    "in half": ["dtype=fp16", "learning_rate=0.4"],
+}
+# What launch.train does, with two processors that TensorFlow takes for devices.
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+import logging
+from trainer import launch, quiet
+logging.basicConfig(level=logging.INFO)
+quiet.import_tensorflow()
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+launch.train(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:])
+"""
+
+
+def curve(model: Path) -> list[list[float]]:
+    with open(model / "history.csv") as stream:
+        return [[float(value) for value in row] for row in list(csv.reader(stream))[1:]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+def test_two_devices_follow_the_curve_of_one(way: str, tiny: Path, tmp_path: Path, run_python):
+    overrides = [*SHARED, *WAYS[way]]
+    launch.train(tiny, tmp_path / "one", overrides=overrides)
+    mirrored = [str(tiny), str(tmp_path / "two"), *overrides, "strategy=mirrored"]
+    done = run_python("-c", TWO_DEVICES, *mirrored, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 replicas" in done.stderr
+    tolerance = 0.05 if way == "in half" else 2e-3
+    for alone, together in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert together == pytest.approx(alone, rel=tolerance, abs=tolerance)
+    assert curve(tmp_path / "one")[-1][3] < curve(tmp_path / "one")[0][3]
