@@ -81,7 +81,9 @@ class Config:
     stochastic_depth: float = knob(
         0.0, "share of examples that skip the last block, less for earlier ones; 0: off", low=0.0, high=0.95
     )
-    pretrained: str = knob("", "model directory or Keras weights file to start from; nothing: random weights")
+    pretrained: str = knob(
+        "", "model directory or Keras weights file to start from; nothing: random weights", incidental=True
+    )  # its digest is what must stay
     frozen: tuple[str, ...] = knob(
         (), "parts that keep their pretrained weights: stem, stage1, stage2 … or backbone; none: all are trained"
     )
@@ -277,5 +279,7 @@ def _contradictions(config: Config) -> Iterable[str]:
         yield f"evaluation_side={config.evaluation_side}: must be at least image_size={config.image_size}"
     if config.loss_scale is not None and config.dtype != "fp16":
         yield f"loss_scale={config.loss_scale:g}: needs dtype=fp16; {config.dtype} does not underflow"
+    if config.frozen and not config.pretrained:
+        yield f"frozen={shown(config.frozen)}: needs pretrained; what is random has to be trained"
     if config.nesterov and (config.optimizer == "adamw" or not config.momentum):
         yield "nesterov=true: needs momentum, of sgd, lars or muon"

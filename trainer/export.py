@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,16 @@ def write(
 
     `weights`: all variables of the model in its order; `manifest`: what is known beside
     them, class_names and image_shape [H, W, C] among it.  The exported network computes in
-    float32 whatever it was trained in: it has to run on processors that are not known.
+    float32, channels last, whatever it was trained in: it has to run on processors that are
+    not known.
 
     Raises:
       UsageError: something is at `output`, and not `clean`.
       StorageError: `output` cannot be written.
     """
     classes, shape = manifest["class_names"], tuple(manifest["image_shape"])
-    network = models.build(config, shape, len(classes), "float32")
+    anywhere = replace(config, data_format="channels_last", enable_xla=False)
+    network = models.build(anywhere, shape, len(classes), "float32")
     network.set_weights(weights)
     manifest = {**manifest, "kind": "model", "weights_sha256": weights_sha256(weights)}
     with artifact.building(output, manifest, clean=clean) as partial:
@@ -93,5 +96,6 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
         return classify(tf.map_fn(lambda each: pixels(each, size, channels), image_bytes, fn_output_signature=spec))
 
     module = tf.Module()
-    module.network = network
+    # In the network's order, under the names of its paths: what `pretrained` starts from.
+    module.weights = [variable.value for variable in network.variables]
     tf.saved_model.save(module, str(directory), {"serving_default": serving_default, "encoded": encoded})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer import actions, artifact, auto, devices, export, loop, models, schedule, step, strategy
+from trainer import actions, artifact, auto, devices, export, loop, models, pretrained, schedule, step, strategy
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
 from trainer.config import INCIDENTAL, Config, to_dict
@@ -96,6 +96,8 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     _check_validation(config, validation)
     with replicas.scope():
         network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+    pretrained.start(network, config, dataset.class_names)
+    with replicas.scope():
         learner = Learner(config, network)
     plan = schedule.plan(config, len(train))
     return Setup(replicas, signal, train, validation, plan, learner, loop.make_mean(replicas))
@@ -134,12 +136,13 @@ def resolved(config: Config, dataset: DataSet) -> Config:
 def _request(config: Config, dataset: DataSet, cluster: Cluster) -> dict[str, Any]:
     """All that the bits of the model follow from."""
     data = {"digest": dataset.digest, "source": dataset.manifest["source"], "splits": dataset.splits}
-    return {"config": to_dict(config), "data": data, "code": code_version(), "workers": cluster.size}
+    request = {"config": to_dict(config), "data": data, "code": code_version(), "workers": cluster.size}
+    return {**request, "pretrained": pretrained.digest(config)}
 
 
 def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
     kept = {name: value for name, value in to_dict(config).items() if name not in INCIDENTAL}
-    return {**kept, "data_digest": dataset.digest}
+    return {**kept, "data_digest": dataset.digest, "pretrained_digest": pretrained.digest(config)}
 
 
 def _already_there(output: Path, request: Mapping[str, Any], *, clean: bool) -> dict[str, Any] | None:

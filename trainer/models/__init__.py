@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import UsageError
@@ -19,8 +20,15 @@ def build(config: Config, image_shape: tuple[int, int, int], classes: int, polic
     """The model that `config` names: [N, *image_shape] standardised images to float32 logits [N, classes].
 
     Raises:
-      UsageError: no such model, or a size that it does not come in.
+      UsageError: no such model, a size that it does not come in, or numbers that TensorFlow
+        cannot compute with the channels first.
     """
     if config.model not in MODELS:
         raise UsageError(f"model={config.model}: there are {', '.join(MODELS)}")
+    if (
+        config.data_format == "channels_first"
+        and policy == "mixed_float16"
+        and not tf.config.get_visible_devices("GPU")
+    ):
+        raise UsageError("data_format=channels_first: a CPU has no such convolutions in fp16; dtype=bf16 or fp32 has")
     return MODELS[config.model](config, image_shape, classes, policy)

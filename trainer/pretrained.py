@@ -1,0 +1,194 @@
+"""Weights to start from, and the parts of a network that keep them.
+
+They are those of a model that `train` made, whose digests are checked before it is loaded, or
+of a file that Keras' save_weights wrote of one of our networks.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from trainer import artifact, export, saved_model
+from trainer.config import Config, to_dict
+from trainer.errors import DataError, UsageError
+from trainer.knobs import shown
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = ".weights.h5"
+LAST = "logits"
+BACKBONE = "backbone"
+
+# What decides which variables a network has, beside image channels and classes.
+ARCHITECTURE = ("model", "resnet_size", "conv_bias", "norm")
+
+
+class Origin(NamedTuple):
+    """Where weights come from: arrays by the paths of the variables they were in.
+
+    Of a model also its class names and its Config, as its manifest has them.
+    """
+
+    weights: dict[str, np.ndarray]
+    class_names: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = None
+
+
+def digest(config: Config) -> str | None:
+    """The sha256 of what config.pretrained names: a model's manifest, or a file; None without it.
+
+    Raises:
+      UsageError: it is neither a model directory nor a weights file by its name.
+      DataError: not there, or not what its manifest says.
+    """
+    if not config.pretrained:
+        return None
+    path = Path(config.pretrained)
+    if path.is_dir():
+        return saved_model.open_model(path).digest
+    if not path.name.endswith(WEIGHTS_FILE):
+        raise UsageError(f"pretrained={path}: must be a model directory, or a Keras weights file, NAME{WEIGHTS_FILE}")
+    if not path.is_file():
+        raise DataError(f"{path}: no weights file there")
+    return artifact.file_sha256(path)
+
+
+def start(network: keras.Model, config: Config, class_names: Sequence[str]) -> None:
+    """Gives `network` the weights that config.pretrained names, and freezes the parts in config.frozen.
+
+    The last layer's are taken over only where the class names are the same.  Call it after the
+    strategy was made, and before what looks at the network's trainable variables.
+
+    Raises:
+      UsageError: a weight has no counterpart of its shape, or `frozen` names no part.
+      DataError: as `digest`, or the weights cannot be read.
+    """
+    if not config.pretrained:
+        return
+    path = Path(config.pretrained)
+    origin = _of_model(path, network) if path.is_dir() else _of_file(path, network)
+    _check(origin, network, config)
+    takes_last = bool(class_names) and origin.class_names == tuple(class_names)
+    for variable in network.variables:
+        if takes_last or not _is_last(variable.path):
+            variable.assign(origin.weights[variable.path])
+    last = "the last layer too" if takes_last else f"the last layer is new, for {len(class_names)} classes"
+    logger.info("starting from %s; %s", path, last)
+    _freeze(network, config.frozen)
+
+
+def _freeze(network: keras.Model, frozen: Sequence[str]) -> None:
+    """Keeps gradients and batches from changing the layers of the parts named in `frozen`."""
+    owning = [layer for layer in network.layers if layer.variables]
+    parts = list(dict.fromkeys(_part(layer.name) for layer in owning))
+    parts.remove(LAST)
+    for name in frozen:
+        if name not in (*parts, BACKBONE):
+            raise UsageError(f"frozen={name}: the parts are {', '.join(parts)}, or {BACKBONE} for all of these")
+    chosen = set(parts if BACKBONE in frozen else frozen)
+    for layer in owning:
+        if _part(layer.name) in chosen:
+            layer.trainable = False
+    if chosen:
+        trained = len(network.trainable_variables)
+        names = ", ".join(part for part in parts if part in chosen)
+        logger.info("frozen: %s; %d of %d variables are trained", names, trained, len(network.variables))
+
+
+def _of_model(directory: Path, network: keras.Model) -> Origin:
+    model = saved_model.open_model(directory)
+    channels = network.input_shape[-1]
+    if model.image_shape[2] != channels:
+        raise UsageError(
+            f"pretrained={directory}: was trained on images of {model.image_shape[2]} channels; these have {channels}"
+        )
+    program = directory / "1"
+    try:
+        with tf.device("CPU:0"):
+            variables = list(tf.saved_model.load(str(program)).weights)
+            weights = {variable.name.removesuffix(":0"): variable.numpy() for variable in variables}
+    except (AttributeError, OSError, ValueError, tf.errors.OpError):
+        raise DataError(f"{program}: keeps no list of its weights; train it again with this version") from None
+    if export.weights_sha256(list(weights.values())) != model.manifest.get("weights_sha256"):
+        raise DataError(f"{program}: its weights are not those of weights_sha256 in {artifact.MANIFEST}")
+    return Origin(weights, model.class_names, model.manifest.get("config"))
+
+
+def _of_file(file: Path, network: keras.Model) -> Origin:
+    """Keras keeps a layer's variables by number, and the layer's name beside them."""
+    try:
+        with h5py.File(file) as stored:
+            layers = dict(_layers(stored))
+    except (KeyError, OSError, ValueError) as error:
+        raise DataError(f"{file}: not readable as a Keras weights file: {error}") from None
+    names = {layer.name: [variable.path for variable in layer.variables] for layer in network.layers}
+    weights = {}
+    for layer, arrays in layers.items():
+        known = names.get(layer, [])
+        for place, array in enumerate(arrays):
+            path = known[place] if place < len(known) else f"{layer}/{place}"
+            if not np.isfinite(array).all():
+                raise DataError(f"{file}: {path} is not finite")
+            weights[path] = array
+    return Origin(weights)
+
+
+def _layers(stored: h5py.File) -> Iterator[tuple[str, list[np.ndarray]]]:
+    layers = _held(stored, "layers")
+    for key in layers:
+        variables = _held(_held(layers, key), "vars")
+        arrays = [_held(variables, str(place))[()] for place in range(len(variables))]
+        yield str(variables.attrs["name"] if arrays else key), arrays
+
+
+def _held(group: h5py.Group, name: str):
+    """What `group` itself holds: HDF5 can also point to other files of the machine."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"'{group.name}' holds no '{name}'")
+    found = group[name]
+    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+        raise ValueError(f"'{found.name}' lies in another file")
+    return found
+
+
+def _check(origin: Origin, network: keras.Model, config: Config) -> None:
+    """Refuses weights that are not those of `network`, the last layer's apart."""
+    wanted = {variable.path: tuple(variable.shape) for variable in network.variables}
+    found = {path: tuple(array.shape) for path, array in origin.weights.items()}
+    for path in [*wanted, *found]:
+        here, there = wanted.get(path), found.get(path)
+        if here != there and not _is_last(path):
+            words = f"{path} is {_shape(there)} there and {_shape(here)} here"
+            raise UsageError(f"pretrained={config.pretrained}: {words}; {_remedy(origin, config)}")
+    differs = origin.config and origin.config.get("standardization") != config.standardization
+    if origin.config and differs:
+        before = origin.config.get("standardization")
+        logger.warning("%s saw images with standardization=%s; set that", config.pretrained, before)
+
+
+def _remedy(origin: Origin, config: Config) -> str:
+    if origin.config is None:
+        return f"set {', '.join(ARCHITECTURE)} to what it was made with"
+    ours = to_dict(config)
+    differs = [name for name in ARCHITECTURE if origin.config.get(name) != ours[name]]
+    if not differs:
+        return "another version made it"
+    return f"set {' '.join(f'{name}={shown(origin.config.get(name))}' for name in differs)}, as it was trained"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"[{', '.join(map(str, shape))}]"
+
+
+def _is_last(path: str) -> bool:
+    return _part(path.partition("/")[0]) == LAST
+
+
+def _part(layer: str) -> str:
+    return layer.partition("_")[0]
