@@ -37,6 +37,11 @@ class Draws:
         share = tf.math.divide_no_nan(first, first + second)
         return self._cut(tf.where(first + second > 0.0, share, 0.5))
 
+    def seeds(self, name: str) -> tf.Tensor:
+        """int64 [n, 2]: a stateless seed for each position, for ops that take one example at a time."""
+        drawn = tf.random.stateless_uniform((self._batch_size, 2), self.key(name), None, None, tf.int64)
+        return self._cut(drawn)
+
     def key(self, name: str) -> tf.Tensor:
         """The stateless seed, int64 [2], of `name` in this step; the same for all positions."""
         return tf.stack([tf.constant((zlib.crc32(name.encode()) << 31) + self._seed, tf.int64), self._step])

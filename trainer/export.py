@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer import artifact, models
 from trainer.config import Config, to_dict
-from trainer.data.preprocess import pixels, resize, standardize
+from trainer.data.preprocess import fit, pixels, standardize
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -82,7 +82,7 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
     names = tf.constant(list(classes))
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = network(standardize(resize(images, size), config), training=False)
+        logits = network(standardize(fit(images, config), config), training=False)
         best = tf.argmax(logits, axis=-1)
         return {"probabilities": tf.nn.softmax(logits), "class": best, "label": tf.gather(names, best)}
 
@@ -93,7 +93,7 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def encoded(image_bytes):
         spec = tf.TensorSpec([size, size, channels], tf.uint8)
-        return classify(tf.map_fn(lambda each: pixels(each, size, channels), image_bytes, fn_output_signature=spec))
+        return classify(tf.map_fn(lambda each: pixels(each, config, channels), image_bytes, fn_output_signature=spec))
 
     module = tf.Module()
     # In the network's order, under the names of its paths: what `pretrained` starts from.

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -10,23 +11,31 @@ import tensorflow as tf
 from PIL import Image
 
 from trainer import export, models
-from trainer.config import Config
-from trainer.data.preprocess import standardize
+from trainer.config import Config, from_dict
+from trainer.data.preprocess import fit, standardize
 
 NAMES = ["cat", "dog", "Über Äpfel"]
-CONFIG = Config(resnet_size=8)
+WHOLE = Config(resnet_size=8, image_size=16)
+CENTRE = replace(
+    WHOLE,
+    evaluation_side=20,
+    standardization="channel",
+    channel_means=(120.0, 100.0, 90.0),
+    channel_deviations=(60.0, 50.0, 70.0),
+)
 RANDOM = np.random.default_rng(1)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
+@pytest.fixture(scope="module", params=[(1, WHOLE), (3, WHOLE), (3, CENTRE)], ids=["grey", "colour", "centre"])
 def exported(request, tmp_path_factory):
     """A network with random weights, and what its export loads as."""
-    shape = (16, 16, request.param)
-    network = models.build(CONFIG, shape, len(NAMES), "mixed_bfloat16")
+    channels, config = request.param
+    shape = (16, 16, channels)
+    network = models.build(config, shape, len(NAMES), "mixed_bfloat16")
     network.set_weights([np.abs(RANDOM.normal(0.3, 0.2, w.shape)).astype("float32") for w in network.get_weights()])
     output = tmp_path_factory.mktemp("export") / "model"
     manifest = {"class_names": NAMES, "image_shape": list(shape)}
-    manifest = export.write(output, manifest, CONFIG, network.get_weights(), [{"epoch": 1, "step": 9}], clean=False)
+    manifest = export.write(output, manifest, config, network.get_weights(), [{"epoch": 1, "step": 9}], clean=False)
     return network, tf.saved_model.load(str(output / "1")), output, manifest
 
 
@@ -36,20 +45,22 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_the_export_gives_what_the_network_gives(exported):
-    network, loaded, _, _ = exported
-    images = RANDOM.integers(0, 256, (5, *network.input_shape[1:]), np.uint8)
+@pytest.mark.parametrize("size", [(16, 16), (40, 25)])
+def test_the_export_gives_what_the_network_gives(exported, size):
+    network, loaded, output, _ = exported
+    images = RANDOM.integers(0, 256, (5, *size, network.input_shape[-1]), np.uint8)
     answer = loaded.signatures["serving_default"](images=tf.constant(images))
-    plain = models.build(CONFIG, network.input_shape[1:], len(NAMES), "float32")
+    config = from_dict(json.loads((output / "config.json").read_text()))
+    plain = models.build(config, network.input_shape[1:], len(NAMES), "float32")
     plain.set_weights(network.get_weights())
-    expected = keras.ops.softmax(plain(standardize(tf.constant(images)))).numpy()
+    expected = keras.ops.softmax(plain(standardize(fit(tf.constant(images), config), config))).numpy()
     np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
     assert answer["class"].dtype == tf.int64
     assert answer["class"].numpy().tolist() == expected.argmax(axis=1).tolist()
     assert [label.decode() for label in answer["label"].numpy()] == [NAMES[best] for best in expected.argmax(axis=1)]
 
 
-@pytest.mark.parametrize("size", [(16, 16), (40, 25), (7, 9)])
+@pytest.mark.parametrize("size", [(16, 16), (40, 25), (7, 9), (1, 300)])
 def test_both_signatures_give_the_same_answer_for_the_same_pixels(exported, size):
     network, loaded, _, _ = exported
     images = RANDOM.integers(0, 256, (3, *size, network.input_shape[-1]), np.uint8)

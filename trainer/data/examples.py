@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.dataset import DataSet, read
-from trainer.data.preprocess import pixels
+from trainer.data.preprocess import pixels, random_crop
 from trainer.data.shards import ShardReader
 from trainer.draws import Draws
 from trainer.errors import DataError
@@ -65,29 +65,36 @@ class InMemory:
 
 @dataclasses.dataclass(frozen=True)
 class OnDisk:
-    """Encoded images in shards, decoded and resized each time they are taken.
+    """Encoded images in shards, decoded and scaled each time they are taken.
 
     `numbers`, int64 [N]: which record of `shards` each example is; `feature`: what the image
-    is called there; `shape`: [S, S, C].
+    is called there.
     """
 
     shards: ShardReader
     numbers: np.ndarray
     labels: np.ndarray
     feature: str
-    shape: tuple[int, int, int]
+    channels: int
+    config: Config
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """As Examples.take."""
+        """As Examples.take; with `draws` and random_resized_crop, random parts of the images."""
         numbers = tf.gather(tf.constant(self.numbers), indices)
         serialized = tf.ensure_shape(tf.numpy_function(self.shards.read, [numbers], tf.string), indices.shape)
         encoded = tf.io.parse_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[self.feature]
-        size, _, channels = self.shape
-        spec = tf.TensorSpec(self.shape, tf.uint8)
-        images = tf.map_fn(lambda each: pixels(each, size, channels), encoded, fn_output_signature=spec)
+        config, channels = self.config, self.channels
+        spec = tf.TensorSpec([config.image_size, config.image_size, channels], tf.uint8)
+        if draws is not None and config.random_resized_crop:
+            seeds = draws.seeds("random_resized_crop")
+            images = tf.map_fn(
+                lambda each: random_crop(each[0], each[1], config, channels), (encoded, seeds), fn_output_signature=spec
+            )
+        else:
+            images = tf.map_fn(lambda each: pixels(each, config, channels), encoded, fn_output_signature=spec)
         return images, tf.gather(tf.constant(self.labels), indices)
 
     def subset(self, mask: np.ndarray) -> "OnDisk":
@@ -105,15 +112,16 @@ def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples,
       DataError: a shard is damaged, or nothing is left to train on.
     """
     validates = not config.skip_eval and dataset.splits.get("validation", 0) > 0
-    wanted = ["train", "validation"] if validates else ["train"]
-    needed = workers_here * sum(dataset.splits[split] for split in wanted) * _bytes(dataset, config) / 2**30
-    fits = needed <= config.resident_gib
-    if not fits:
+    # A random part is another one each time: it is cut out of the encoded image.
+    decoded = [] if config.random_resized_crop else ["train"]
+    decoded += ["validation"] if validates else []
+    needed = workers_here * sum(dataset.splits[split] for split in decoded) * _bytes(dataset, config) / 2**30
+    if needed > config.resident_gib:
         logger.info("%.1f GiB of images are over resident_gib=%g: read from disk", needed, config.resident_gib)
-    stored = _in_memory if fits else _on_disk
-    train, ids = stored(dataset, "train", config)
+        decoded = []
+    train, ids = _split(dataset, "train", config, decoded)
     if validates:
-        return train, stored(dataset, "validation", config)[0]
+        return train, _split(dataset, "validation", config, decoded)[0]
     fraction = 0.0 if dataset.splits.get("validation") else config.validation_fraction
     held_out = np.array([int(each[:8], 16) < fraction * 2**32 for each in ids])
     if held_out.all():
@@ -126,6 +134,11 @@ def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples,
 
 def _bytes(dataset: DataSet, config: Config) -> int:
     return config.image_size**2 * dataset.image_shape[2]
+
+
+def _split(dataset: DataSet, split: str, config: Config, decoded: Sequence[str]) -> tuple[Examples, list[str]]:
+    stored = _in_memory if split in decoded else _on_disk
+    return stored(dataset, split, config)
 
 
 def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, list[str]]:
@@ -147,7 +160,7 @@ def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, 
             failures.append(error)
 
     stream = tf.data.Dataset.from_generator(encoded, output_signature=tf.TensorSpec([], tf.string))
-    stream = stream.map(lambda image_bytes: pixels(image_bytes, size, channels), tf.data.AUTOTUNE)
+    stream = stream.map(lambda image_bytes: pixels(image_bytes, config, channels), tf.data.AUTOTUNE)
     done = 0
     for batch in stream.batch(256).prefetch(1).as_numpy_iterator():
         images[done : done + len(batch)] = batch
@@ -162,6 +175,6 @@ def _on_disk(dataset: DataSet, split: str, config: Config) -> tuple[OnDisk, list
     shards = [dataset.directory / file for file, _ in dataset.manifest["splits"][split]["shards"]]
     seen = [(example.id, example.label) for example in read(dataset, split)]
     labels = np.array([label for _, label in seen], np.int32)
-    shape = (config.image_size, config.image_size, dataset.image_shape[2])
-    feature = dataset.manifest["features"]["image"]
-    return OnDisk(ShardReader(shards), np.arange(len(seen)), labels, feature, shape), [each for each, _ in seen]
+    feature, channels = dataset.manifest["features"]["image"], dataset.image_shape[2]
+    examples = OnDisk(ShardReader(shards), np.arange(len(seen)), labels, feature, channels, config)
+    return examples, [each for each, _ in seen]

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.preprocess import decode, resize, standardize
+from trainer.data.preprocess import decode, fit, pixels, resize, standardize
 
 
 def picture(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -106,6 +106,81 @@ def test_enlarging_keeps_flat_images_flat_and_the_extremes():
     assert (row[0], row[-1]) == (0, 255)
 
 
+CENTRE = Config(image_size=24, evaluation_side=32)
+
+
+def scaled_then_cut(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The centre of 24 by 24 of the images scaled to that height and width, in two steps."""
+    whole = tf.image.resize(images, [height, width], antialias=True).numpy()
+    top, left = (height - 24) // 2, (width - 24) // 2
+    return np.rint(whole[:, top : top + 24, left : left + 24]).clip(0, 255).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scaled"),
+    [
+        ((64, 128), (32, 64)),
+        ((128, 64), (64, 32)),
+        ((100, 53), (60, 32)),
+        ((53, 100), (32, 60)),
+        ((70, 70), (32, 32)),
+        ((31, 33), (32, 34)),
+        ((5, 7), (32, 45)),
+        ((1, 1), (32, 32)),
+        ((2, 90), (32, 1440)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_evaluation_sees_the_centre_of_an_image_scaled_by_its_shorter_side(shape, scaled, channels):
+    images = np.stack([picture(*shape, channels, seed) for seed in range(2)])
+    expected = scaled_then_cut(images, *scaled)
+    unknown = tf.function(
+        lambda x: fit(x, CENTRE), input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8)]
+    )
+    assert unknown.get_concrete_function().output_shapes.as_list() == [None, 24, 24, channels]
+    for found in (fit(tf.constant(images), CENTRE), unknown(images)):
+        assert found.dtype == tf.uint8
+        assert abs(found.numpy() - expected).max() <= 1  # where a half is rounded up or down
+        assert (found.numpy() == expected).mean() > 0.99
+
+
+def test_another_library_sees_the_same_centre():
+    coarse = PIL.Image.fromarray(picture(8, 11, 3)).resize((330, 240), PIL.Image.Resampling.BICUBIC)
+    for image in (coarse, coarse.transpose(PIL.Image.Transpose.ROTATE_90)):
+        width, height = (round(side * 32 / 240) for side in image.size)
+        left, top = (width - 24) // 2, (height - 24) // 2
+        whole = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+        expected = np.asarray(whole.crop((left, top, left + 24, top + 24))).astype(int)
+        found = pixels(tf.constant(encoded(np.asarray(image), "PNG")), CENTRE, 3).numpy()
+        assert abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)])
+def test_an_image_with_the_right_shorter_side_is_cut_and_not_changed(shape):
+    image = picture(*shape, 3)
+    top, left = (shape[0] - 24) // 2, (shape[1] - 24) // 2
+    found = fit(tf.constant(image[None]), CENTRE).numpy()[0]
+    assert (found == image[top : top + 24, left : left + 24]).all()
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_line_of_5000_pixels_shows_its_middle_without_filling_the_memory(upright):
+    line = np.arange(5000).reshape(1, 5000, 1) % 256
+    image = (line.transpose(1, 0, 2) if upright else line).astype(np.uint8)
+    found = fit(tf.constant(image[None]), Config(image_size=224, evaluation_side=256)).numpy()[0, :, :, 0]
+    # Its only row becomes 256 of them, each pixel 256 wide: 112 to either side of the middle are seen.
+    across = (found if upright else found.T).astype(int)
+    assert (across == across[:, :1]).all()
+    assert across[0, 0] == 2499 % 256
+    assert across[-1, 0] == 2500 % 256
+    assert (np.diff(across[:, 0]) >= 0).all()
+
+
+def test_without_evaluation_side_the_whole_image_is_seen():
+    images = tf.constant(np.stack([picture(40, 70, 3, seed) for seed in range(2)]))
+    assert (fit(images, Config(image_size=24)).numpy() == resize(images, 24).numpy()).all()
+
+
 def test_channels_of_0_1_and_2_become_those_of_the_2019_trainers():
     image = np.broadcast_to(np.array([0, 1, 2], np.uint8), (1, 32, 32, 3))
     found = standardize(tf.constant(image), Config()).numpy()
@@ -133,3 +208,23 @@ def test_a_nearly_flat_image_is_not_blown_up():
     n = 32 * 32
     expected = (1 - 1 / n) / max(np.sqrt(1 / n - 1 / n**2), 1 / np.sqrt(n))
     assert standardize(tf.constant(image), Config()).numpy().max() == pytest.approx(expected, rel=1e-5)
+
+
+MEANS, DEVIATIONS = (123.68, 116.78, 103.94), (58.4, 57.1, 57.4)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Config(standardization="mean", channel_means=MEANS), lambda x: x - MEANS),
+        (
+            Config(standardization="channel", channel_means=MEANS, channel_deviations=DEVIATIONS),
+            lambda x: (x - np.array(MEANS)) / DEVIATIONS,
+        ),
+    ],
+)
+def test_channels_are_standardised_by_their_own_numbers(config, expected):
+    images = np.stack([picture(12, 10, 3, seed) for seed in range(3)])
+    found = standardize(tf.constant(images), config)
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, expected(images.astype(np.float64)), rtol=1e-5, atol=1e-5)
