@@ -120,8 +120,10 @@ class Config:
         choices=("constant", "step", "cosine", "triangular"),
     )
     warmup_epochs: float = knob(1.0, "linear rise to the peak; 0: off", low=0.0)
-    warmup_from: float = knob(0.0, "share of the peak at which the rise begins", low=0.0, high=1.0)
-    decay_to: float = knob(0.0, "schedule=cosine, triangular: share of the peak at the end", low=0.0, high=1.0)
+    warmup_from: float = knob(0.0, "share of the peak at which the rise begins; 0: from nothing", low=0.0, high=1.0)
+    decay_to: float = knob(
+        0.0, "schedule=cosine, triangular: share of the peak at the end; 0: down to nothing", low=0.0, high=1.0
+    )
     decay_epochs: tuple[int, ...] = knob((), "schedule=step: multiply by decay_factor at each of these epochs", low=0)
     decay_factor: float = knob(0.1, "schedule=step: what the rate is multiplied by", low=0.0, high=1.0)
     ema_decay: float = knob(

@@ -79,8 +79,10 @@ def parse(field: dataclasses.Field, text: str) -> Any:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if kind in _PARTS:
             return tuple(_PARTS[kind](part) for part in parts)
-        pairs = (part.rpartition(":") for part in parts)
-        return tuple((name.strip(), float(number)) for name, _, number in pairs)
+        pairs = tuple((name.strip(), float(number)) for name, _, number in (part.rpartition(":") for part in parts))
+        if not all(name for name, _ in pairs):
+            raise ValueError
+        return pairs
     except (KeyError, ValueError):
         raise UsageError(f"{field.name}={text}: must be {_NAMES[kind]}") from None
 

@@ -13,6 +13,8 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 NUMBERS = [name for name, field in FIELDS.items() if field.type in (int, float)]
 WHOLE = [name for name, field in FIELDS.items() if field.type is int]
 SWITCHES = [name for name, field in FIELDS.items() if field.type is bool]
+OPTIONAL = [name for name, field in FIELDS.items() if field.type in (int | None, float | None)]
+LISTS = [name for name, field in FIELDS.items() if getattr(field.type, "__origin__", None) is tuple]
 CHOICES = [name for name, field in FIELDS.items() if field.metadata["choices"]]
 
 
@@ -26,7 +28,7 @@ def refused(*assignments: str) -> str:
 
 def test_the_kinds_of_field_are_all_covered_here():
     texts = [name for name, field in FIELDS.items() if field.type is str]
-    assert set(NUMBERS) | set(SWITCHES) | set(texts) | {"decay_epochs"} == set(FIELDS)
+    assert {*NUMBERS, *SWITCHES, *texts, *OPTIONAL, *LISTS} == set(FIELDS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -61,6 +63,55 @@ def test_a_number_just_above_its_range_is_refused_and_its_bound_is_not(name):
     assert override(Config(), [f"{name}={high if FIELDS[name].type is float else int(high)}"]) is not None
 
 
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_may_be_left_to_the_trainer_is_auto_or_a_number(name):
+    dtype = ["dtype=fp16"]  # loss_scale needs it
+    assert getattr(override(Config(), [f"{name}=Auto", *dtype]), name) is None
+    assert getattr(override(Config(), [f"{name}=4", *dtype]), name) == 4
+    low = FIELDS[name].metadata["low"]
+    assert refused(f"{name}={int(low) - 1}").endswith(f"must be at least {low:g}")
+    for text in ("", "many", "1,2"):
+        assert refused(f"{name}={text}").startswith(f"{name}={text}: must be a ")
+    assert to_dict(Config())[name] is None
+
+
+def test_factors_are_pairs_of_a_name_and_a_number():
+    assert override(Config(), ["learning_rate_factors= head:10, norm/offset:0.5"]).learning_rate_factors == (
+        ("head", 10.0),
+        ("norm/offset", 0.5),
+    )
+    assert override(Config(), ["weight_decay_factors="]).weight_decay_factors == ()
+    for text in ("head", "head:", ":3", "head:ten", "head=3"):
+        assert refused(f"learning_rate_factors={text}").startswith(f"learning_rate_factors={text}: must be name:number")
+    assert refused("weight_decay_factors=head:-1") == "weight_decay_factors=-1.0: must be at least 0"
+    with pytest.raises(UsageError, match=r"^learning_rate_factors=.*must be name:number pairs"):
+        Config(learning_rate_factors=(("head", "10"),))
+
+
+def test_lists_of_words_and_of_numbers():
+    assert override(Config(), ["pretrained=m", "frozen=stem, stage1"]).frozen == ("stem", "stage1")
+    assert override(Config(), ["channel_means=123.68,116"]).channel_means == (123.68, 116.0)
+    assert refused("channel_means=red,1") == "channel_means=red,1: must be numbers with commas between"
+    assert refused("channel_deviations=1,0").startswith("channel_deviations=0.0: must be at least")
+    with pytest.raises(UsageError, match=r"^frozen=.*words with commas"):
+        Config(frozen=("stem", 1))
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["profile_steps=5"], "profile_steps=5: must be the first and the last step"),
+        (["profile_steps=9,3"], "profile_steps=9,3: must be the first"),
+        (["loss_scale=128"], "loss_scale=128: needs dtype=fp16"),
+        (["image_size=64", "evaluation_side=32"], "evaluation_side=32: must be at least image_size=64"),
+        (["nesterov=true", "optimizer=adamw"], "nesterov=true: needs momentum"),
+        (["nesterov=true", "momentum=0"], "nesterov=true: needs momentum"),
+    ],
+)
+def test_what_cannot_be_together_is_refused_by_name(assignments, said):
+    assert refused(*assignments).startswith(said)
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_takes_the_usual_words_and_no_other(name):
     for word in ("true", "True", "1", "yes", "on"):
@@ -88,6 +139,7 @@ def test_a_choice_takes_each_of_its_words_and_a_wrong_one_is_told_them(name):
         ("dtype=float32", ("dtype", "fp32")),
         ("dtype=bfloat16", ("dtype", "bf16")),
         ("dtype=mixed_bfloat16", ("dtype", "bf16")),
+        ("dtype=mixed_float16", ("dtype", "fp16")),
     ],
 )
 def test_an_alias_becomes_the_name_it_stands_for(given, meant):
@@ -189,6 +241,7 @@ def test_what_json_lacks_keeps_its_default_and_what_it_has_too_much_is_named():
         from_dict({"sead": 5})
     with pytest.raises(UsageError, match=r"^decay_epochs="):
         from_dict({"decay_epochs": [1.0]})
+    assert from_dict({"learning_rate_factors": [["head", 2.0]]}).learning_rate_factors == (("head", 2.0),)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -231,10 +284,13 @@ def test_config_and_recipes_and_cluster_need_the_standard_library_only(run_pytho
 
 
 def test_shown_is_what_override_reads():
-    assert [shown(value) for value in (True, (1, 2), 0.1, "auto", 3)] == [
-        "true",
-        "1,2",
-        "0.1",
-        "auto",
-        "3",
-    ]
+    shows = {
+        True: "true",
+        (1, 2): "1,2",
+        0.1: "0.1",
+        "auto": "auto",
+        3: "3",
+        None: "auto",
+        (("head", 10.0),): "head:10.0",
+    }
+    assert {value: shown(value) for value in shows} == shows
