@@ -23,24 +23,27 @@ def mix(config: Config, images: tf.Tensor, others: tf.Tensor, draws: Draws) -> t
     """
     ways = []
     if config.mixup:
-        ways.append(draws.beta("mixup", config.mixup)[:, None, None, None])
+        ways.append(draws.beta("mixup", config.mixup)[:, None, None])
     if config.cutmix:
-        ways.append(_outside(draws, config.cutmix, images.shape[1]))
-    shares = [tf.reduce_mean(kept, axis=[1, 2, 3]) for kept in ways]
+        ways.append(_outside(draws, config.cutmix, images.shape))
+    shares = [tf.reduce_mean(kept, axis=[1, 2]) for kept in ways]
     kept, share = ways[0], shares[0]
     if len(ways) == 2:
         pasted = draws.integers("mixup or cutmix", 2) == 1
-        kept, share = tf.where(pasted[:, None, None, None], ways[1], kept), tf.where(pasted, shares[1], share)
+        kept, share = tf.where(pasted[:, None, None], ways[1], kept), tf.where(pasted, shares[1], share)
     return _blend(images, others, kept), share
 
 
-def _outside(draws: Draws, alpha: float, size: int) -> tf.Tensor:
-    """float32 [n, size, size, 1]: 0 inside a rectangle of a drawn area, cut off at the edges, else 1."""
+def _outside(draws: Draws, alpha: float, shape: tf.TensorShape) -> tf.Tensor:
+    """float32 [n, S, S·C] for images of `shape`: 0 inside a rectangle of a drawn area, cut off at the edges, else 1."""
+    size = shape[1]
     side = tf.floor(size * tf.sqrt(1.0 - draws.beta("cutmix", alpha)))
-    top, left = (tf.floor(draws.uniform(f"cutmix {name}", 0.0, size) - side / 2.0) for name in ("row", "column"))
-    return tf.cast(~rectangles(top, left, top + side, left + side, size), tf.float32)
+    top, left = (tf.round(draws.uniform(f"cutmix {name}", 0.0, size) - side / 2.0) for name in ("row", "column"))
+    return tf.cast(~rectangles(top, left, top + side, left + side, shape), tf.float32)
 
 
 def _blend(images: tf.Tensor, others: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
-    images, others = tf.cast(images, tf.float32), tf.cast(others, tf.float32)
-    return tf.cast(tf.round(others + kept * (images - others)), tf.uint8)
+    """What `kept`, [n, S or 1, S·C or 1], says of `images`, the rest of `others`."""
+    count, height, width, channels = images.shape
+    own, other = (tf.cast(tf.reshape(each, [count, height, width * channels]), tf.float32) for each in (images, others))
+    return tf.reshape(tf.cast(tf.round(other + kept * (own - other)), tf.uint8), images.shape)

@@ -79,9 +79,11 @@ def _blend(base: tf.Tensor, images: tf.Tensor, factor: float) -> tf.Tensor:
 
 def _grey(images: tf.Tensor) -> tf.Tensor:
     """int32 [n, S, S, 1]: how light each pixel is, as Pillow reckons it."""
+    wide = tf.cast(images, tf.int32)
     if images.shape[-1] != len(GREY):
-        return tf.cast(images[..., :1], tf.int32)
-    return (tf.reduce_sum(tf.cast(images, tf.int32) * tf.constant(GREY), axis=-1, keepdims=True) + 2**15) // 2**16
+        return wide[..., :1]
+    weighed = [weight * wide[..., channel] for channel, weight in enumerate(GREY)]
+    return tf.bitwise.right_shift(tf.add_n(weighed) + 2**15, 16)[..., None]
 
 
 def _smooth(images: tf.Tensor) -> tf.Tensor:
@@ -135,9 +137,12 @@ def _chosen(rows: dict[str, tuple[float, ...]], operations: tf.Tensor) -> tf.Ten
 
 def _look_up(images: tf.Tensor, operations: tf.Tensor, magnitude: float) -> tf.Tensor:
     """Each value as the table of its image and channel has it."""
-    channels = images.shape[-1]
+    _, height, width, channels = images.shape
     count = tf.shape(images)[0] * channels
-    places = 256 * tf.reshape(tf.range(count), [-1, 1, 1, channels]) + tf.cast(images, tf.int32)
+    firsts = tf.reshape(256 * tf.range(count), [-1, 1, channels])
+    # Adding to rows, not to pixels: TensorFlow is slow to broadcast over a last axis of three.
+    rows = tf.reshape(tf.cast(images, tf.int32), [-1, height, width * channels])
+    places = rows + tf.tile(firsts, [1, 1, width])
     counts = tf.math.bincount(tf.reshape(places, [-1]), minlength=256 * count, maxlength=256 * count)
     tables = _equalize(tf.reshape(counts, [-1, channels, 256]))
     threshold, bits = int(256 * magnitude / 10), max(1, int(4 * magnitude / 10))
@@ -150,7 +155,7 @@ def _look_up(images: tf.Tensor, operations: tf.Tensor, magnitude: float) -> tf.T
     }
     for name, other in others.items():
         tables = tf.where((operations == OPERATIONS.index(name))[:, None, None], tf.cast(other, tf.uint8), tables)
-    return tf.gather(tf.reshape(tables, [-1]), places)
+    return tf.reshape(tf.gather(tf.reshape(tables, [-1]), places), tf.shape(images))
 
 
 def _equalize(counts: tf.Tensor) -> tf.Tensor:
