@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from trainer import launch, quiet
+from trainer import launch, quiet, stats
 from trainer.commandline import Command, main
 from trainer.config import describe, override, to_dict
 from trainer.errors import UsageError
@@ -45,10 +45,12 @@ def train(values: flags.FlagValues, words: list[str]) -> None:
         expected_workers=values.expected_workers,
     )
     metrics = manifest["metrics"]
+    times = stats.times(Path(values.run_dir or f"{values.output}.run"), metrics)
     said = ", ".join(
         f"{name} {metrics[name]:.4f}" for name in ("loss", "eval_loss", "accuracy_top_1") if name in metrics
     )
-    _print(values, {"model": values.output, **metrics}, f"{values.output}: {said} after step {metrics['step']}")
+    result = {"model": values.output, **metrics, **times}
+    _print(values, result, f"{values.output}: {said} after step {metrics['step']}")
 
 
 def evaluate(values: flags.FlagValues, words: list[str]) -> None:

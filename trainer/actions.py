@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from trainer import stats
 from trainer.checkpoint import Checkpoints
 from trainer.config import Config
 from trainer.errors import NumericsError
@@ -32,7 +33,7 @@ def record_epochs(
     """At each epoch's end: a row of history, with the validation's numbers where one is due.
 
     `evaluate` gives loss and accuracy over the validation examples.  Stops the run when
-    its loss has not improved for early_stop_epochs.
+    its loss has not improved for early_stop_epochs, or its accuracy is at stop_threshold.
     """
 
     def act(state: State, call: Call) -> None:
@@ -46,7 +47,7 @@ def record_epochs(
             "step": state.step,
             "learning_rate": rates[state.step - 1],
             "loss": state.loss_sum / steps,
-            "training_accuracy_top_1": state.correct_sum / steps,
+            "training_accuracy_top_1": state.correct_sum / steps if config.report_accuracy_metrics else None,
             "eval_loss": None,
             "accuracy_top_1": None,
         }
@@ -55,6 +56,8 @@ def record_epochs(
             if not math.isfinite(row["eval_loss"]):
                 raise NumericsError(f"step {state.step}: eval_loss is not finite; try a lower learning_rate")
             _note_best(config, state, row)
+            if reached_threshold(config, row):
+                state.stopped = f"accuracy_top_1 has reached {row['accuracy_top_1']:.4f}"
         state.history.append(row)
         state.since, state.loss_sum, state.correct_sum = state.step, 0.0, 0.0
 
@@ -66,6 +69,21 @@ def _note_best(config: Config, state: State, row: Mapping) -> None:
         state.best = dict(row)
     elif config.early_stop_epochs and row["epoch"] - state.best["epoch"] >= config.early_stop_epochs:
         state.stopped = f"eval_loss has not improved since epoch {state.best['epoch']}"
+
+
+def reached_threshold(config: Config, row: Mapping) -> bool:
+    """Whether the validation accuracy of a row of history is what training was to reach."""
+    accuracy = row["accuracy_top_1"]
+    return config.stop_threshold > 0.0 and accuracy is not None and accuracy >= config.stop_threshold
+
+
+def result(config: Config, state: State) -> Mapping:
+    """The row of history whose weights are the model.
+
+    The last; with early_stop_epochs the one of the lowest eval_loss, unless the last is at stop_threshold.
+    """
+    last = state.history[-1]
+    return state.best if config.early_stop_epochs and state.best and not reached_threshold(config, last) else last
 
 
 def save_checkpoints(
@@ -104,6 +122,26 @@ def stop_on_signal(signal: StopSignal) -> Action:
     return act
 
 
+def record_times(config: Config, plan: Plan, run_dir: Path) -> Action:
+    """Notes when steps were made, and at the end writes the stats into `run_dir`; see trainer.stats."""
+    log: list[dict[str, float]] = []
+
+    def act(state: State, call: Call) -> None:
+        if not log:
+            log.append({"batch_index": state.step - call.steps, "timestamp": call.ended - call.seconds})
+        if _passes(config.log_steps, state, call):
+            log.append({"batch_index": state.step, "timestamp": call.ended})
+        if state.stopped or state.step == plan.total:
+            stats.write(run_dir, result(config, state), log, time.time(), config.batch_size)
+
+    return act
+
+
+def _passes(every: int, state: State, call: Call) -> bool:
+    """Whether a multiple of `every` is among the numbers of the steps that the call made."""
+    return state.step // every > (state.step - call.steps) // every
+
+
 def report_progress(config: Config, plan: Plan, start: State) -> Action:
     """Throughput, metrics and the time that is left: a bar on a terminal, else lines."""
     progress = _Progress(config, plan, start)
@@ -116,7 +154,6 @@ class _Progress:
     def __init__(self, config: Config, plan: Plan, start: State):
         self.config = config
         self.plan = plan
-        self.said_step = start.step
         self.said_rows = len(start.history)
         self.steps = 0
         self.seconds = 0.0
@@ -138,7 +175,7 @@ class _Progress:
             self.bar.set_postfix_str(self._pace(state))
         for row in rows:
             self._say(f"epoch {row['epoch']}/{self.config.train_epochs}{_numbers(row)}", state)
-        if not rows and not self.bar and state.step - self.said_step >= self.config.log_steps:
+        if not rows and not self.bar and _passes(self.config.log_steps, state, call):
             loss = state.loss_sum / (state.step - state.since)
             self._say(f"step {state.step}/{self.plan.total}  loss {loss:.4f}", state)
         if self.bar and (state.stopped or state.step == self.plan.total):
@@ -148,7 +185,7 @@ class _Progress:
         if self.bar:
             self.bar.clear()
         logger.info("  ".join(filter(None, (line, self._pace(state)))))
-        self.said_step, self.said_rows = state.step, len(state.history)
+        self.said_rows = len(state.history)
         self.steps, self.seconds = 0, 0.0
 
     def _pace(self, state: State) -> str:
@@ -160,12 +197,13 @@ class _Progress:
         began, first = self.clock or (0.0, state.step)
         if not self.steps or state.step == first:
             return ""
+        pace = f"{self.steps * self.plan.batch_size / self.seconds:,.0f} images/s"
         left = (self.plan.total - state.step) * (time.monotonic() - began) / (state.step - first)
-        return f"{self.steps * self.plan.batch_size / self.seconds:,.0f} images/s  {_duration(left)} left"
+        return pace if state.stopped else f"{pace}  {_duration(left)} left"
 
 
-def write_summaries(directory: Path, start: State) -> Action:
-    """Each new row of history as TensorBoard scalars under `directory`."""
+def write_summaries(directory: Path, batch_size: int, start: State) -> Action:
+    """Each new row of history as TensorBoard scalars under `directory`, with the pace of the last call."""
     writer = tf.summary.create_file_writer(str(directory))
     written = [len(start.history)]
 
@@ -175,15 +213,18 @@ def write_summaries(directory: Path, start: State) -> Action:
                 for name, value in row.items():
                     if value is not None and name not in ("epoch", "step"):
                         tf.summary.scalar(name, value, step=row["step"])
-        if len(state.history) > written[0]:
-            written[0] = len(state.history)
-            writer.flush()
+            if len(state.history) > written[0]:
+                tf.summary.scalar("images_per_second", call.steps * batch_size / call.seconds, step=state.step)
+                written[0] = len(state.history)
+                writer.flush()
 
     return act
 
 
 def _numbers(row: Mapping) -> str:
-    text = f"  loss {row['loss']:.4f}  accuracy {row['training_accuracy_top_1']:.4f}"
+    text = f"  loss {row['loss']:.4f}"
+    if row["training_accuracy_top_1"] is not None:
+        text += f"  accuracy {row['training_accuracy_top_1']:.4f}"
     if row["eval_loss"] is not None:
         text += f"  validation loss {row['eval_loss']:.4f}  accuracy {row['accuracy_top_1']:.4f}"
     return text

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from trainer import schedule
 from trainer.config import Config
 from trainer.errors import NumericsError, Preempted
 from trainer.schedule import Plan
@@ -35,10 +36,11 @@ class State:
 
 
 class Call(NamedTuple):
-    """One call of the device: the steps it made and the seconds it took."""
+    """One call of the device: the steps it made, the seconds it took, and when it ended (Unix seconds)."""
 
     steps: int
     seconds: float
+    ended: float
 
 
 # Called after each call of the device.
@@ -52,17 +54,26 @@ TrainCall = Callable[[int, int, np.ndarray], np.ndarray]
 def make_train_call(strategy: tf.distribute.Strategy, train_step: Callable, batches, config: Config) -> TrainCall:
     """A TrainCall of all replicas together, which take what `batches` iterates over."""
 
-    def train_call(iterator, first, count, sums):
+    def steps(iterator, first, count, sums):
         loss_sum, correct_sum, bad = tf.unstack(sums)
-        for step in tf.range(first, first + count):
+        for step in [first] if count is None else tf.range(first, first + count):
             replies = strategy.run(train_step, args=(next(iterator), step))
             loss, accuracy, good = (strategy.experimental_local_results(reply)[0] for reply in replies)
             loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
             bad = tf.where((bad < 0) & ~good, tf.cast(step, tf.float64), bad)
         return tf.stack([loss_sum, correct_sum, bad])
 
-    call = train_call if config.run_eagerly else tf.function(train_call)
-    return lambda first, count, sums: call(batches, tf.constant(first), tf.constant(count), tf.constant(sums)).numpy()
+    call = steps if config.run_eagerly else tf.function(steps)
+    alone = schedule.alone(config)
+
+    def train_call(first, count, sums):
+        if first not in alone:
+            return call(batches, tf.constant(first), tf.constant(count), tf.constant(sums)).numpy()
+        # TensorBoard's profiler takes the iterations of a loop for the steps, and on a CPU finds no time of them.
+        with tf.profiler.experimental.Trace("train", step_num=first + 1, _r=1):
+            return call(batches, tf.constant(first), None, tf.constant(sums)).numpy()
+
+    return train_call
 
 
 def make_evaluate_call(
@@ -129,7 +140,8 @@ def run(
             count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
             began = time.perf_counter()
             sums = train_call(state.step, count, np.array([state.loss_sum, state.correct_sum, -1.0]))
-            call = Call(count, mean(time.perf_counter() - began))
+            seconds, ended = time.perf_counter() - began, time.time()
+            call = Call(count, mean(seconds), ended)
             if sums[2] >= 0:
                 what = "the loss or a gradient is not finite; try a lower learning_rate"
                 raise NumericsError(f"step {int(sums[2])}: {what}")

@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 from trainer.config import Config
+from trainer.errors import UsageError
+from trainer.knobs import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,11 +13,13 @@ class Plan:
     """Steps and epochs of one training: `examples` in an epoch, `batch_size` of them a step.
 
     An epoch is every example once; batches run on across its end, so none is dropped.
+    `alone`: the steps, from 0, that the device makes in a call of their own.
     """
 
     examples: int
     batch_size: int
     total: int
+    alone: range = range(0)
 
     def epoch_of(self, step: int) -> float:
         """Epochs done after `step` steps."""
@@ -26,9 +30,16 @@ class Plan:
         return min(-(-epoch * self.examples // self.batch_size), self.total)
 
     def next_stop(self, step: int, every: int) -> int:
-        """The first step count after `step` that ends an epoch, a stretch of `every` steps, or all."""
+        """The first step count after `step` that ends an epoch, a stretch of `every` steps, or all.
+
+        Before that, one at which a step that is made alone begins or ends.
+        """
+        if step in self.alone:
+            return step + 1
         epoch = step * self.batch_size // self.examples + 1
         end = max(self.epoch_end(epoch), step + 1)
+        if step < self.alone.start:
+            end = min(end, self.alone.start)
         return min(end, step - step % every + every) if every else end
 
     def epoch_at(self, step: int) -> int | None:
@@ -38,9 +49,24 @@ class Plan:
 
 
 def plan(config: Config, examples: int) -> Plan:
-    """The Plan of a resolved `config` for a training split of `examples`."""
+    """The Plan of a resolved `config` for a training split of `examples`.
+
+    Raises:
+      UsageError: profile_steps begin after the last step.
+    """
     total = -(-config.train_epochs * examples // config.batch_size)
-    return Plan(examples, config.batch_size, min(total, config.train_steps) if config.train_steps else total)
+    total = min(total, config.train_steps) if config.train_steps else total
+    if config.profile_steps and config.profile_steps[0] > total:
+        raise UsageError(f"profile_steps={shown(config.profile_steps)}: the last step is {total}")
+    return Plan(examples, config.batch_size, total, alone(config))
+
+
+def alone(config: Config) -> range:
+    """The steps, from 0, that are made one a call: those to be traced, and the one before them, which compiles."""
+    if not config.profile_steps:
+        return range(0)
+    first, last = config.profile_steps
+    return range(max(first - 2, 0), last)
 
 
 def learning_rates(config: Config, plan: Plan) -> list[float]:

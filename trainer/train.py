@@ -9,7 +9,20 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from trainer import actions, artifact, auto, devices, export, loop, models, pretrained, schedule, step, strategy
+from trainer import (
+    actions,
+    artifact,
+    auto,
+    devices,
+    export,
+    loop,
+    models,
+    pretrained,
+    profiler,
+    schedule,
+    step,
+    strategy,
+)
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
 from trainer.config import INCIDENTAL, Config, to_dict
@@ -59,14 +72,19 @@ def run(
         *(_of_the_chief(config, setup, checkpoints, state, run_dir) if cluster.chief else ()),
         actions.stop_on_signal(setup.signal),
     ]
-    loop.run(make_train_call(setup, rates, config, state.step), plan, state, config, setup.mean, after_each_call)
+    train_call = make_train_call(setup, rates, config, state.step)
+    with profiler.tracing(config, run_dir / "tensorboard", state, chief=cluster.chief) as tracing:
+        loop.run(train_call, plan, state, config, setup.mean, [*tracing, *after_each_call])
 
-    manifest = _manifest(config, dataset, request, state)
+    result = actions.result(config, state)
+    manifest = _manifest(config, dataset, request, result)
     if not cluster.chief:
         return manifest
-    if config.early_stop_epochs and state.best and state.best["step"] != state.step:
-        logger.info("stopped: %s; its weights are exported", state.stopped or f"epoch {state.best['epoch']} was best")
-        learner.assign(checkpoints.variables_of(state.best["step"]))
+    if state.stopped:
+        logger.info("stopped: %s", state.stopped)
+    if result["step"] != state.step:
+        logger.info("epoch %s was best; its weights are exported", result["epoch"])
+        learner.assign(checkpoints.variables_of(result["step"]))
     weights = [variable.numpy() for variable in learner.evaluated()]
     return export.write(output, manifest, config, weights, state.history, clean=clean)
 
@@ -116,7 +134,8 @@ def _of_the_chief(
     """What only the chief does after a call: it speaks and writes for all."""
     yield actions.report_progress(config, setup.plan, start)
     if config.enable_tensorboard:
-        yield actions.write_summaries(run_dir / "tensorboard", start)
+        yield actions.write_summaries(run_dir / "tensorboard", config.batch_size, start)
+    yield actions.record_times(config, setup.plan, run_dir)
     yield actions.save_checkpoints(config, setup.plan, checkpoints, setup.learner.values, setup.signal)
 
 
@@ -174,11 +193,12 @@ def _check_batch(config: Config, replicas: int) -> None:
 
 
 def _check_validation(config: Config, validation: Examples | None) -> None:
-    if config.early_stop_epochs and validation is None:
-        raise UsageError(
-            f"early_stop_epochs={config.early_stop_epochs}: there are no validation examples to stop by; "
-            "set validation_fraction, and not skip_eval"
-        )
+    for field in ("early_stop_epochs", "stop_threshold"):
+        if getattr(config, field) and validation is None:
+            raise UsageError(
+                f"{field}={getattr(config, field)}: there are no validation examples to stop by; "
+                "set validation_fraction, and not skip_eval"
+            )
 
 
 def shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
@@ -217,12 +237,11 @@ def _all_have(text: str, mean: Callable[[float], float]) -> bool:
     return mean((mark - middle) ** 2) == 0.0
 
 
-def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], state: loop.State) -> dict[str, Any]:
-    last = state.best if config.early_stop_epochs and state.best else state.history[-1]
+def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], result: Mapping) -> dict[str, Any]:
     return {
         **request,
         "class_names": list(dataset.class_names),
         "image_shape": list(shape(config, dataset)),
         "seed": config.seed,
-        "metrics": {name: value for name, value in last.items() if value is not None},
+        "metrics": {name: value for name, value in result.items() if value is not None},
     }
