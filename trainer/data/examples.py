@@ -84,7 +84,9 @@ class OnDisk:
     def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take; with `draws` and random_resized_crop, random parts of the images."""
         numbers = tf.gather(tf.constant(self.numbers), indices)
-        serialized = tf.ensure_shape(tf.numpy_function(self.shards.read, [numbers], tf.string), indices.shape)
+        # Stateless, or op determinism would have the input chain make one batch at a time.
+        read = tf.numpy_function(self.shards.read, [numbers], tf.string, stateful=False)
+        serialized = tf.ensure_shape(read, indices.shape)
         encoded = tf.io.parse_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[self.feature]
         config, channels = self.config, self.channels
         spec = tf.TensorSpec([config.image_size, config.image_size, channels], tf.uint8)

@@ -1,14 +1,18 @@
+import dataclasses
 import json
 import textwrap
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import Config
-from trainer.data import input, order
+from trainer.config import Config, override
+from trainer.data import examples, input, order
 from trainer.data.augment import augment
+from trainer.data.dataset import open_dataset
 from trainer.data.examples import InMemory
+from trainer.data.shards import ShardReader
 from trainer.draws import Draws
 
 EXAMPLES = 50
@@ -61,6 +65,99 @@ def test_evaluation_goes_over_all_examples_and_then_again():
         assert (images.numpy() == numbered().images.numpy()[labels[step]]).all()  # nothing is drawn here
 
 
+EVERYTHING = ["randaugment_layers=2", "random_erasing=0.5", "random_flip=alternating", "mixup=0.4", "cutmix=1"]
+
+
+@pytest.mark.parametrize("settings", [[each] for each in EVERYTHING] + [EVERYTHING, [*EVERYTHING[:-1], "cutmix=0"]])
+@pytest.mark.parametrize("step", [0, 6])
+def test_a_batch_is_the_same_however_many_replicas_cut_it(settings, step):
+    slice_of = input.training_slices(numbered(), override(CONFIG, settings))
+    whole = slice_of(tf.constant(step, tf.int64), tf.constant(0), 8)
+    assert len(whole) == (4 if "mixup" in str(settings) or "cutmix" in str(settings) else 2)
+    for replicas in (2, 4):
+        share = 8 // replicas
+        slices = [slice_of(tf.constant(step, tf.int64), tf.constant(first), share) for first in range(0, 8, share)]
+        for part, parts in zip(whole, zip(*slices, strict=True), strict=True):
+            assert (np.concatenate([each.numpy() for each in parts]) == part.numpy()).all()
+
+
+@pytest.mark.parametrize("settings", [["mixup=0.4"], ["cutmix=1", "randaugment_layers=1", "random_erasing=0.5"]])
+def test_partners_are_changed_as_they_are_at_their_own_place(settings):
+    """What is mixed is what the same batch holds when nothing is mixed."""
+    config = override(CONFIG, settings)
+    step, start = tf.constant(2, tf.int64), tf.constant(0)
+    images, labels, others, shares = (
+        part.numpy() for part in input.training_slices(numbered(), config)(step, start, 8)
+    )
+    alone = override(config, ["mixup=0", "cutmix=0"])
+    plain, plain_labels = (part.numpy() for part in input.training_slices(numbered(), alone)(step, start, 8))
+    assert (labels == plain_labels).all()
+    assert len(set(plain_labels)) == 8
+    theirs = plain[[plain_labels.tolist().index(label) for label in others]]
+    if config.mixup:
+        share = shares[:, None, None, None].astype(np.float64)
+        assert (np.abs(images - (share * plain + (1 - share) * theirs)) < 0.5001).all()
+    else:
+        assert ((images == plain) | (images == theirs)).all()
+        differ = plain != theirs
+        own = (images == plain) & differ
+        assert own.sum() / differ.sum() == pytest.approx(shares.mean(), abs=0.15)
+        assert 0 < own.sum() < differ.sum()
+
+
+def test_with_everything_on_the_chain_gives_the_slices_from_any_step_on():
+    config = override(CONFIG, EVERYTHING)
+    slice_of = input.training_slices(numbered(), config)
+    batches = input.training(tf.distribute.get_strategy(), numbered(), config, 7)
+    for step in range(7, 11):
+        inside, outside = next(batches), slice_of(tf.constant(step, tf.int64), tf.constant(0), 8)
+        assert len(inside) == 4
+        for one, other in zip(inside, outside, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert (one.numpy() == other.numpy()).all()
+
+
+class SlowReader(ShardReader):
+    """Reads a while, and knows how many reads there were at once."""
+
+    at_once = (0,)
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        self.at_once += (self.at_once[-1] + 1,)
+        time.sleep(0.1)
+        self.at_once += (self.at_once[-1] - 1,)
+        return super().read(numbers)
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(0, 2), (1, 1), (4, 4)])
+def test_as_many_batches_are_read_from_disk_at_once_as_the_input_has_threads(threads, at_once, tiny):
+    config = dataclasses.replace(CONFIG, datasets_num_private_threads=threads, image_size=8, resident_gib=0.0)
+    train, _ = examples.load(open_dataset(tiny), config, 1)
+    reader = SlowReader(sorted(tiny.glob("*train.tfrecord*")))
+    batches = input.training(tf.distribute.get_strategy(), dataclasses.replace(train, shards=reader), config, 0)
+    for _ in range(8):
+        next(batches)
+    assert max(reader.at_once) == at_once
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "threads"),
+    [
+        ([], 0, 0),
+        ([], 1, 15),
+        ([], 4, 12),
+        (["tf_gpu_thread_mode=gpu_private"], 4, 16 - 4 * 2 - 4),
+        (["tf_gpu_thread_mode=gpu_private", "per_gpu_thread_count=1"], 4, 16 - 4 - 4),
+        (["tf_gpu_thread_mode=gpu_shared"], 4, 16 - 2 - 4),
+        (["tf_gpu_thread_mode=gpu_private"], 8, 1),
+        (["datasets_num_private_threads=3"], 0, 3),
+        (["datasets_num_private_threads=3"], 4, 3),
+    ],
+)
+def test_with_gpus_the_input_has_the_cores_that_they_leave(settings, gpus, threads):
+    assert input.private_threads(override(CONFIG, settings), gpus, cores=16) == threads
+
+
 @pytest.mark.parametrize(("examples", "steps"), [(1, 1), (7, 1), (8, 1), (9, 2), (16, 2)])
 def test_one_pass_of_evaluation_has_no_step_too_many(examples, steps):
     assert input.evaluation_steps(numbered(examples), CONFIG) == steps
@@ -73,7 +170,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(2)])
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 sys.path.insert(0, "tests/trainer/data")
-from test_input import CONFIG, numbered
+from test_input import CONFIG, EVERYTHING, numbered
+from trainer.config import override
 from trainer.data import input
 
 def batch(iterator):
@@ -84,6 +182,8 @@ found = {"replicas": strategy.num_replicas_in_sync}
 for first_step in (0, 7):
     batches = input.training(strategy, numbered(), CONFIG, first_step)
     found[f"training from {first_step}"] = [batch(batches) for _ in range(15)]
+batches = input.training(strategy, numbered(), override(CONFIG, EVERYTHING), 5)
+found["everything from 5"] = [batch(batches) for _ in range(4)]
 batches = input.evaluation(strategy, numbered(), CONFIG)
 found["evaluation"] = [[part[1:] for part in batch(batches)] for _ in range(14)]
 print(json.dumps(found))
@@ -104,6 +204,13 @@ def test_the_slices_of_two_replicas_make_up_the_batch_in_order(mirrored, first_s
         assert [len(labels) for _, labels in slices] == [4, 4]
         images, labels = (slices[0][part] + slices[1][part] for part in range(2))
         assert (images, labels) == wanted(step), step
+
+
+def test_the_slices_of_two_replicas_make_up_the_batch_with_everything_on(mirrored):
+    slice_of = input.training_slices(numbered(), override(CONFIG, EVERYTHING))
+    for step, slices in enumerate(mirrored["everything from 5"], start=5):
+        whole = slice_of(tf.constant(step, tf.int64), tf.constant(0), 8)
+        assert [first + second for first, second in zip(*slices, strict=True)] == [p.numpy().tolist() for p in whole]
 
 
 def test_the_slices_of_two_replicas_make_up_evaluation(mirrored):
