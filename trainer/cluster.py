@@ -1,4 +1,4 @@
-"""Which workers there are and which of them this process is.
+"""Which processes train together, and which of them this one is.
 
 Standard library only: a wrong description is refused before TensorFlow is imported.
 """
@@ -12,18 +12,26 @@ from typing import Any
 from trainer.errors import UsageError
 
 HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
+JOBS = ("chief", "worker", "ps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The addresses (host:port) of all workers in order, and this one's place among them.
+    """The addresses (host:port) of all processes of a training, and this one's place among them.
 
-    Worker 0 is the chief: it alone writes checkpoints, logs and the model.
-    No addresses: a single process on its own.
+    Without `ps`, workers train in step, and worker 0 is the chief.  With it, the parameter
+    servers hold the variables, the workers compute, and the coordinator, which the cluster
+    calls its chief, says what.  `job` and `index` are this process's.
+
+    The chief alone writes checkpoints, logs and the model.  No addresses: a single process
+    on its own.
     """
 
     workers: tuple[str, ...] = ()
     index: int = 0
+    job: str = "worker"
+    coordinator: str = ""
+    ps: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -32,29 +40,57 @@ class Cluster:
 
     @property
     def chief(self) -> bool:
-        """Whether this worker writes for all."""
-        return self.index == 0
+        """Whether this process writes for all."""
+        return self.job == "chief" if self.ps else self.index == 0
+
+    @property
+    def serves(self) -> bool:
+        """Whether this process does what a coordinator says, and decides nothing."""
+        return bool(self.ps) and not self.chief
 
     @property
     def neighbours(self) -> int:
-        """Workers on this one's host, itself among them: they share its cores."""
+        """This process and all other workers of its host: they share its cores, and each holds the images."""
         if not self.workers:
             return 1
-        host = _host(self.workers[self.index])
-        return sum(_host(worker) == host for worker in self.workers)
+        here = _host(self.address)
+        return len({self.address, *(worker for worker in self.workers if _host(worker) == here)})
+
+    @property
+    def jobs(self) -> dict[str, tuple[str, ...]]:
+        """The addresses by job."""
+        asynchronous = {"chief": (self.coordinator,), "ps": self.ps} if self.ps else {}
+        return {**asynchronous, "worker": self.workers}
+
+    @property
+    def address(self) -> str:
+        """Where the others reach this process; nothing, if it is on its own."""
+        return self.jobs[self.job][self.index] if self.workers else ""
+
+    @property
+    def name(self) -> str:
+        """What this process is called among the others."""
+        return "chief" if self.job == "chief" else f"{self.job} {self.index}"
 
 
 def read(
-    environ: Mapping[str, str], worker_hosts: str = "", task_index: int | None = None, expected_workers: int = 0
+    environ: Mapping[str, str],
+    worker_hosts: str = "",
+    task_index: int | None = None,
+    expected_workers: int = 0,
+    strategy: str = "default",
 ) -> Cluster:
     """The cluster of TF_CONFIG, else of the two flags, else this process alone.
 
-    `worker_hosts` is a comma list of host:port; `expected_workers` > 0 must be the size.
+    `worker_hosts` is a comma list of host:port; `expected_workers` > 0 must be the number of
+    workers; `strategy` must be able to use what is found.
 
     Raises:
-      UsageError: names the field of TF_CONFIG or the flag that is wrong.
+      UsageError: names the field of TF_CONFIG, the flag or the field that is wrong.
     """
     cluster = _from_tf_config(environ["TF_CONFIG"]) if "TF_CONFIG" in environ else _from_flags(worker_hosts, task_index)
+    if cluster.workers:
+        check_strategy(cluster, strategy)
     if expected_workers and cluster.size != expected_workers:
         found = (
             "TF_CONFIG and --worker_hosts describe" if cluster.workers else "no TF_CONFIG or --worker_hosts: there is"
@@ -63,9 +99,27 @@ def read(
     return cluster
 
 
-def to_tf_config(workers: tuple[str, ...], index: int) -> str:
-    """The TF_CONFIG of worker `index`, as `read` takes it."""
-    return json.dumps({"cluster": {"worker": list(workers)}, "task": {"type": "worker", "index": index}})
+def check_strategy(cluster: Cluster, strategy: str) -> None:
+    """That `strategy`, a value of Config's field, can use `cluster`.
+
+    Raises:
+      UsageError: it cannot; says what it needs, or which can.
+    """
+    if strategy == "parameter_server" and not cluster.ps:
+        raise UsageError(
+            "strategy=parameter_server: needs a cluster of chief, worker and ps, by TF_CONFIG; there is no ps"
+        )
+    if cluster.ps and strategy not in ("parameter_server", "default"):
+        raise UsageError(f"strategy={strategy}: cannot use cluster.ps of TF_CONFIG; parameter_server or default can")
+    if cluster.size > 1 and strategy in ("off", "one_device", "mirrored"):
+        fitting = "multi_worker_mirrored or default can"
+        raise UsageError(f"strategy={strategy}: cannot use {cluster.size} workers; {fitting}")
+
+
+def to_tf_config(cluster: Cluster) -> str:
+    """The TF_CONFIG of this process, as `read` takes it."""
+    jobs = {job: list(addresses) for job, addresses in cluster.jobs.items()}
+    return json.dumps({"cluster": jobs, "task": {"type": cluster.job, "index": cluster.index}})
 
 
 def _from_flags(worker_hosts: str, task_index: int | None) -> Cluster:
@@ -89,29 +143,37 @@ def _from_tf_config(text: str) -> Cluster:
     except json.JSONDecodeError as error:
         raise UsageError(f"TF_CONFIG: not JSON: {error}") from None
     described = _typed(described, dict, "TF_CONFIG")
-    jobs = _typed(described.get("cluster", {}), dict, "TF_CONFIG: cluster")
-    if not jobs:
-        raise UsageError("TF_CONFIG: has no cluster; unset it to train alone")
-    addresses = {job: tuple(_typed(hosts, list, f"TF_CONFIG: cluster.{job}")) for job, hosts in jobs.items()}
-    for job in addresses:
-        if job not in ("chief", "worker", "evaluator"):
-            raise UsageError(f"TF_CONFIG: cluster.{job}: the jobs here are chief and worker")
-    chiefs = addresses.get("chief", ())
-    if len(chiefs) > 1:
-        raise UsageError(f"TF_CONFIG: cluster.chief: {len(chiefs)} chiefs, there can be one")
-    workers = chiefs + addresses.get("worker", ())
-    if not workers:
-        raise UsageError("TF_CONFIG: cluster.worker: missing")
-    _check_addresses(workers, "TF_CONFIG: cluster")
+    jobs = _jobs(_typed(described.get("cluster", {}), dict, "TF_CONFIG: cluster"))
     task = _typed(described.get("task"), dict, "TF_CONFIG: task")
     job, index = task.get("type"), task.get("index")
-    trained_by = [job for job in ("chief", "worker") if addresses.get(job)]
-    if job not in trained_by:
-        raise UsageError(f"TF_CONFIG: task.type={job!r}: must be {' or '.join(trained_by)}")
+    if job not in list(jobs):
+        raise UsageError(f"TF_CONFIG: task.type={job!r}: must be {' or '.join(jobs)}")
     if isinstance(index, str) and index.isdecimal():
         index = int(index)
-    _check_index(index, len(addresses[job]), "TF_CONFIG: task.index")
-    return Cluster(workers, index + (len(chiefs) if job == "worker" else 0))
+    _check_index(index, len(jobs[job]), "TF_CONFIG: task.index")
+    chiefs, workers, ps = (jobs.get(name, ()) for name in ("chief", "worker", "ps"))
+    if ps:
+        return Cluster(workers, index, job, chiefs[0], ps)
+    return Cluster(chiefs + workers, index + (len(chiefs) if job == "worker" else 0))
+
+
+def _jobs(described: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The addresses of each job that trains."""
+    if not described:
+        raise UsageError("TF_CONFIG: has no cluster; unset it to train alone")
+    jobs = {job: tuple(_typed(hosts, list, f"TF_CONFIG: cluster.{job}")) for job, hosts in described.items()}
+    for job in jobs:
+        if job not in (*JOBS, "evaluator"):
+            raise UsageError(f"TF_CONFIG: cluster.{job}: the jobs here are {', '.join(JOBS)}")
+    jobs = {job: jobs[job] for job in JOBS if jobs.get(job)}
+    if len(jobs.get("chief", ())) > 1:
+        raise UsageError(f"TF_CONFIG: cluster.chief: {len(jobs['chief'])} chiefs, there can be one")
+    if not jobs.keys() & {"worker", "chief"} or ("ps" in jobs and "worker" not in jobs):
+        raise UsageError("TF_CONFIG: cluster.worker: missing")
+    if "ps" in jobs and "chief" not in jobs:
+        raise UsageError("TF_CONFIG: cluster.chief: missing; with ps, it coordinates the workers")
+    _check_addresses(tuple(address for addresses in jobs.values() for address in addresses), "TF_CONFIG: cluster")
+    return jobs
 
 
 def _typed(value: Any, kind: type, field: str) -> Any:

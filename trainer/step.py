@@ -10,8 +10,7 @@ from trainer.data.preprocess import standardize
 from trainer.draws import Draws
 from trainer.learner import Learner
 from trainer.models.layers import drawing
-
-REDUCTIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
+from trainer.strategy import communication
 
 
 class Batch(NamedTuple):
@@ -92,7 +91,8 @@ def make_evaluate_step(learner: Learner, config: Config) -> Callable:
         )
         mine = [tf.reduce_sum(weights * part) for part in (_cross_entropy(labels, logits), _correct(labels, logits))]
         mine.append(tf.reduce_sum(weights))
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(mine))
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack(mine), communication(config))
 
     return evaluate_step
 
@@ -146,10 +146,10 @@ def _make_differentiate(learner: Learner, config: Config) -> Callable[..., Outco
 
 def _sum_over_replicas(context, tensors: Sequence[tf.Tensor], config: Config) -> list[tf.Tensor]:
     """Each of `tensors` summed, packed into config.num_packs all-reduces of about the same size."""
-    implementation = tf.distribute.experimental.CommunicationImplementation[REDUCTIONS[config.all_reduce_alg]]
-    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     packs = _packs(tensors, config.num_packs)
-    flat = context.all_reduce(tf.distribute.ReduceOp.SUM, [_pack(pack) for pack in packs], options)
+    options = communication(config)
+    # One call each: TensorFlow would make one collective of all that a call is given.
+    flat = [context.all_reduce(tf.distribute.ReduceOp.SUM, _pack(pack), options) for pack in packs]
     return [tensor for each, pack in zip(flat, packs, strict=True) for tensor in _unpack(each, pack)]
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from trainer.cluster import Cluster
+from trainer.cluster import Cluster, check_strategy
 from trainer.config import Config
 from trainer.errors import Preempted, UsageError
 
 logger = logging.getLogger(__name__)
+
+REDUCTIONS = {"auto": "AUTO", "ring": "RING", "nccl": "NCCL"}
 
 
 def create(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
@@ -26,47 +28,64 @@ def create(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
       UsageError: the strategy does not fit the workers or devices.
       Preempted: the server could not start, or the others could not be joined.
     """
-    name = _default(cluster) if config.strategy == "default" else config.strategy
-    if cluster.size > 1 and name != "multi_worker_mirrored":
-        raise UsageError(f"strategy={name}: cannot use {cluster.size} workers; multi_worker_mirrored or default can")
-    strategy = STRATEGIES[name](cluster)
-    logger.info(
-        "strategy %s: worker %d of %d, %d replicas", name, cluster.index, cluster.size, strategy.num_replicas_in_sync
-    )
+    check_strategy(cluster, config.strategy)
+    gpus = len(tf.config.get_visible_devices("GPU"))
+    name = chosen(config.strategy, cluster, gpus)
+    strategy = STRATEGIES[name](config, cluster, gpus)
+    replicas = strategy.num_replicas_in_sync
+    logger.info("strategy %s: %s of %d, %d replicas", name, cluster.name, cluster.size, replicas)
     return strategy
 
 
-def _default(cluster: Cluster) -> str:
-    if cluster.size > 1:
-        return "multi_worker_mirrored"
-    return "mirrored" if len(_gpus()) > 1 else "one_device"
+def chosen(name: str, cluster: Cluster, gpus: int) -> str:
+    """The strategy that `name`, a value of Config's field, means for this process with so many GPUs.
+
+    Raises:
+      UsageError: it cannot use them all.
+    """
+    if name == "default":
+        if cluster.ps:
+            return "parameter_server"
+        if cluster.size > 1:
+            return "multi_worker_mirrored"
+        return "mirrored" if gpus > 1 else "one_device"
+    if name == "off" and gpus > 1:
+        raise UsageError(f"strategy=off: cannot use {gpus} devices; mirrored or default can")
+    return name
 
 
-def _off(cluster: Cluster) -> tf.distribute.Strategy:
-    if len(_gpus()) > 1:
-        raise UsageError(f"strategy=off: cannot use {len(_gpus())} devices; mirrored or default can")
+def communication(config: Config) -> tf.distribute.experimental.CommunicationOptions:
+    """How replicas sum up: all_reduce_alg, as TensorFlow has it."""
+    implementation = tf.distribute.experimental.CommunicationImplementation[REDUCTIONS[config.all_reduce_alg]]
+    return tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+
+
+def cluster_spec(cluster: Cluster) -> tf.train.ClusterSpec:
+    """The addresses of `cluster` as TensorFlow has them."""
+    return tf.train.ClusterSpec({job: list(addresses) for job, addresses in cluster.jobs.items()})
+
+
+def _off(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _one_device(cluster: Cluster) -> tf.distribute.Strategy:
-    return tf.distribute.OneDeviceStrategy("/gpu:0" if _gpus() else "/cpu:0")
+def _one_device(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
 
 
-def _mirrored(cluster: Cluster) -> tf.distribute.Strategy:
+def _mirrored(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def _multi_worker_mirrored(cluster: Cluster) -> tf.distribute.Strategy:
-    workers = cluster.workers or ("localhost:0",)
+def _multi_worker_mirrored(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
     resolver = None
     if cluster.workers:
         logger.info("waiting for %d workers: %s", cluster.size, ", ".join(cluster.workers))
-        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec({"worker": list(workers)}), task_type="worker", task_id=cluster.index, rpc_layer="grpc"
-        )
+        # This resolver counts no devices: without their number, it would be the CPU that trains.
+        resolver = _resolver(cluster, {"GPU": gpus} if gpus else {})
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, communication(config))
     except RuntimeError as error:
         if "program startup" not in str(error):
             raise
@@ -74,18 +93,39 @@ def _multi_worker_mirrored(cluster: Cluster) -> tf.distribute.Strategy:
             "something made a tensor, data set, optimizer or summary writer before the strategy; "
             "move it below strategy.create in trainer.train.run"
         ) from error
-    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.UnknownError) as error:
-        here = workers[cluster.index]
-        raise Preempted(f"worker {cluster.index} at {here}: could not join the others: {error.message}") from error
+    except CANNOT_JOIN as error:
+        raise Preempted(f"{cluster.name} at {cluster.address}: could not join the others: {error.message}") from error
 
 
-STRATEGIES: dict[str, Callable[[Cluster], tf.distribute.Strategy]] = {
+def _parameter_server(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
+    waited_for = ", ".join([*cluster.workers, *cluster.ps])
+    logger.info("waiting for %d workers and %d parameter servers: %s", cluster.size, len(cluster.ps), waited_for)
+    try:
+        strategy = tf.distribute.ParameterServerStrategy(_resolver(cluster, {}))
+    except CANNOT_JOIN as error:
+        raise Preempted(f"{cluster.name} at {cluster.address}: could not join the others: {error.message}") from error
+    if strategy.num_replicas_in_sync > 1:
+        found = strategy.num_replicas_in_sync
+        raise UsageError(f"strategy=parameter_server: a worker uses one GPU, and has {found}; set num_gpus=1")
+    return strategy
+
+
+def _resolver(cluster: Cluster, accelerators: dict[str, int]) -> tf.distribute.cluster_resolver.ClusterResolver:
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster_spec(cluster),
+        task_type=cluster.job,
+        task_id=cluster.index,
+        num_accelerators=accelerators,
+        rpc_layer="grpc",
+    )
+
+
+CANNOT_JOIN = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.UnknownError)
+
+STRATEGIES: dict[str, Callable[[Config, Cluster, int], tf.distribute.Strategy]] = {
     "off": _off,
     "one_device": _one_device,
     "mirrored": _mirrored,
     "multi_worker_mirrored": _multi_worker_mirrored,
+    "parameter_server": _parameter_server,
 }
-
-
-def _gpus() -> list:
-    return tf.config.list_physical_devices("GPU")

@@ -43,7 +43,10 @@ def refused(environ, **flags) -> str:
         ('{"cluster": {"worker": {"0": "a:1"}}}', "TF_CONFIG: cluster.worker: must be a list"),
         ('{"cluster": {"worker": []}}', "TF_CONFIG: cluster.worker: missing"),
         ('{"cluster": {"evaluator": ["a:1"]}}', "TF_CONFIG: cluster.worker: missing"),
-        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}', "TF_CONFIG: cluster.ps"),
+        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}', "TF_CONFIG: cluster.chief: missing"),
+        ('{"cluster": {"chief": ["a:1"], "ps": ["b:1"]}}', "TF_CONFIG: cluster.worker: missing"),
+        ('{"cluster": {"ps": ["b:1"]}}', "TF_CONFIG: cluster.worker: missing"),
+        ('{"cluster": {"worker": ["a:1"], "ps": "b:1"}}', "TF_CONFIG: cluster.ps: must be a list"),
         ('{"cluster": {"master": ["a:1"]}}', "TF_CONFIG: cluster.master"),
         ('{"cluster": {"chief": ["a:1", "b:1"], "worker": ["c:1"]}}', "TF_CONFIG: cluster.chief"),
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: task: must be an object"),
@@ -176,7 +179,7 @@ def test_another_number_of_workers_than_expected_is_refused(environ, hosts, size
 @pytest.mark.parametrize("index", range(4))
 def test_what_is_written_for_a_worker_is_read_back(index):
     workers = tuple(f"127.0.0.1:{2000 + each}" for each in range(4))
-    assert cluster.read({"TF_CONFIG": cluster.to_tf_config(workers, index)}) == Cluster(workers, index)
+    assert cluster.read({"TF_CONFIG": cluster.to_tf_config(Cluster(workers, index))}) == Cluster(workers, index)
 
 
 def test_neighbours_are_counted_by_host():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import artifact, cluster
+from trainer import artifact
+from trainer.cluster import Cluster, to_tf_config
 
 SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "learning_rate=0.1"]
 
@@ -139,7 +140,7 @@ def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
     addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
     processes = []
     for index in range(2):
-        environment = os.environ | {"TF_CONFIG": cluster.to_tf_config(addresses, index)}
+        environment = os.environ | {"TF_CONFIG": to_tf_config(Cluster(addresses, index))}
         one_epoch = command(tiny, tmp_path / "model", "--set=train_epochs=1", "--set=strategy=collective")
         processes.append(subprocess.Popen(one_epoch, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=200)[1] for process in processes]
@@ -153,7 +154,7 @@ def test_workers_that_train_different_things_are_refused(tiny: Path, tmp_path: P
     addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
     processes = []
     for index in range(2):
-        environment = os.environ | {"TF_CONFIG": cluster.to_tf_config(addresses, index)}
+        environment = os.environ | {"TF_CONFIG": to_tf_config(Cluster(addresses, index))}
         other = command(tiny, tmp_path / f"model{index}", f"--set=seed={index}")
         processes.append(subprocess.Popen(other, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=200)[1] for process in processes]

@@ -1,6 +1,7 @@
-"""Several workers on this machine, each a process, that live and end together."""
+"""All processes of a training on this machine, which live and end together."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from trainer import cluster
+from trainer.cluster import Cluster, to_tf_config
 from trainer.errors import Interrupted, Preempted, TrainerError
 
 logger = logging.getLogger(__name__)
@@ -23,26 +24,39 @@ PROGRAM = "python -m trainer"
 GRACE_SECONDS = 20.0
 
 
-def run(command: Sequence[str], workers: int) -> None:
-    """Runs `python -m trainer COMMAND` as `workers` processes of one cluster, until all have ended.
+def members(workers: int, strategy: str) -> list[Cluster]:
+    """A cluster of so many workers on this machine, as each of its processes sees it.
 
-    Their lines go to stderr, each with its worker in front.  When one fails, the others are
+    With strategy=parameter_server, also a coordinator and one parameter server.
+    """
+    asynchronous = strategy == "parameter_server"
+    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers + 2 * asynchronous))
+    if not asynchronous:
+        return [Cluster(addresses, index) for index in range(workers)]
+    chief = Cluster(addresses[2:], 0, "chief", addresses[0], addresses[1:2])
+    ps = dataclasses.replace(chief, job="ps")
+    return [chief, ps, *(dataclasses.replace(chief, job="worker", index=index) for index in range(workers))]
+
+
+def run(command: Sequence[str], cluster: Sequence[Cluster]) -> None:
+    """Runs `python -m trainer COMMAND` as each process of `cluster`, until all have ended.
+
+    Their lines go to stderr, each with its process in front.  When one fails, the others are
     ended; a SIGTERM or SIGINT here is passed on.
 
     Raises:
-      TrainerError: with the words and the exit code of the worker that failed first.
+      TrainerError: with the words and the exit code of the process that failed first.
     """
-    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
-    logger.info("starting %d workers: %s", workers, ", ".join(addresses))
+    logger.info("starting %s", ", ".join(f"{member.name} at {member.address}" for member in cluster))
     last_words: dict[int, str] = {}
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     processes: list[subprocess.Popen[str]] = []
     with _passing_signals_on(processes) as received:
         try:
-            for index in range(workers):
-                processes.append(_start(command, addresses, index))
-                listener = threading.Thread(target=_listen, args=(processes, index, last_words, ended), daemon=True)
-                listener.start()
+            for place, member in enumerate(cluster):
+                processes.append(_start(command, member))
+                speaker = (processes[place], member.name, place, last_words, ended)
+                threading.Thread(target=_listen, args=speaker, daemon=True).start()
             failed = _first_failure(processes, ended, received)
         finally:
             _end(processes, 0.0 if received else GRACE_SECONDS)
@@ -51,7 +65,7 @@ def run(command: Sequence[str], workers: int) -> None:
         kind = Interrupted if received[0] == signal.SIGINT else Preempted
         raise kind(f"stopped by {name}; the same command, without --clean, goes on")
     if failed is not None:
-        raise _error(failed, processes[failed].returncode, last_words.get(failed, ""))
+        raise _error(cluster[failed].name, processes[failed].returncode, last_words.get(failed, ""))
 
 
 def _free_ports(count: int) -> list[int]:
@@ -62,10 +76,10 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _start(command: Sequence[str], addresses: tuple[str, ...], index: int) -> subprocess.Popen[str]:
-    environment = os.environ | {"TF_CONFIG": cluster.to_tf_config(addresses, index), "PYTHONUNBUFFERED": "1"}
-    program = [sys.executable, "-m", "trainer", *command, f"--expected_workers={len(addresses)}"]
-    # A session of its own: Ctrl-C reaches the worker once, from here.
+def _start(command: Sequence[str], member: Cluster) -> subprocess.Popen[str]:
+    environment = os.environ | {"TF_CONFIG": to_tf_config(member), "PYTHONUNBUFFERED": "1"}
+    program = [sys.executable, "-m", "trainer", *command, f"--expected_workers={member.size}"]
+    # A session of its own: Ctrl-C reaches the process once, from here.
     return subprocess.Popen(
         program,
         env=environment,
@@ -79,32 +93,32 @@ def _start(command: Sequence[str], addresses: tuple[str, ...], index: int) -> su
 
 
 def _listen(
-    processes: Sequence[subprocess.Popen[str]], index: int, last_words: dict[int, str], ended: queue.SimpleQueue[int]
+    process: subprocess.Popen[str], name: str, place: int, last_words: dict[int, str], ended: queue.SimpleQueue[int]
 ) -> None:
-    stream: IO[str] = processes[index].stderr  # type: ignore[assignment]
+    stream: IO[str] = process.stderr  # type: ignore[assignment]
     for line in stream:
         if line.startswith(f"{PROGRAM}: "):
-            last_words[index] = line.removeprefix(f"{PROGRAM}: ").strip()
+            last_words[place] = line.removeprefix(f"{PROGRAM}: ").strip()
         else:
-            print(f"[worker {index}] {line}", end="", file=sys.stderr, flush=True)
-    processes[index].wait()
-    ended.put(index)
+            print(f"[{name}] {line}", end="", file=sys.stderr, flush=True)
+    process.wait()
+    ended.put(place)
 
 
 def _first_failure(
     processes: Sequence[subprocess.Popen[str]], ended: queue.SimpleQueue[int], received: Sequence[int]
 ) -> int | None:
-    """The worker that failed first; None when all ended well, or the grace after a signal is over."""
+    """The place of the process that failed first; None when all ended well, or the grace after a signal is over."""
     left = len(processes)
     deadline = math.inf
     while left and time.monotonic() < deadline:
         if received and deadline == math.inf:
             deadline = time.monotonic() + GRACE_SECONDS
         with contextlib.suppress(queue.Empty):
-            index = ended.get(timeout=0.2)
+            place = ended.get(timeout=0.2)
             left -= 1
-            if processes[index].returncode != 0 and not received:
-                return index
+            if processes[place].returncode != 0 and not received:
+                return place
     return None
 
 
@@ -144,8 +158,8 @@ def _passing_signals_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[
             signal.signal(number, handler)
 
 
-def _error(index: int, code: int, words: str) -> TrainerError:
+def _error(name: str, code: int, words: str) -> TrainerError:
     if code < 0:
-        return Preempted(f"worker {index} was ended by {signal.Signals(-code).name}")
+        return Preempted(f"{name} was ended by {signal.Signals(-code).name}")
     kinds = {kind.exit_code: kind for kind in TrainerError.__subclasses__()}
-    return kinds.get(code, TrainerError)(words or f"worker {index} ended with exit code {code}")
+    return kinds.get(code, TrainerError)(words or f"{name} ended with exit code {code}")
