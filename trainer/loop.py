@@ -53,16 +53,7 @@ TrainCall = Callable[[int, int, np.ndarray], np.ndarray]
 
 def make_train_call(strategy: tf.distribute.Strategy, train_step: Callable, batches, config: Config) -> TrainCall:
     """A TrainCall of all replicas together, which take what `batches` iterates over."""
-
-    def steps(iterator, first, count, sums):
-        loss_sum, correct_sum, bad = tf.unstack(sums)
-        for step in [first] if count is None else tf.range(first, first + count):
-            replies = strategy.run(train_step, args=(next(iterator), step))
-            loss, accuracy, good = (strategy.experimental_local_results(reply)[0] for reply in replies)
-            loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
-            bad = tf.where((bad < 0) & ~good, tf.cast(step, tf.float64), bad)
-        return tf.stack([loss_sum, correct_sum, bad])
-
+    steps = make_steps(strategy, train_step)
     call = steps if config.run_eagerly else tf.function(steps)
     alone = schedule.alone(config)
 
@@ -76,24 +67,48 @@ def make_train_call(strategy: tf.distribute.Strategy, train_step: Callable, batc
     return train_call
 
 
+def make_steps(strategy: tf.distribute.Strategy, train_step: Callable) -> Callable:
+    """A TrainCall in TensorFlow's terms: (iterator over batches, first step, count, sums) → sums.
+
+    A count of None is one step without a loop around it.
+    """
+
+    def steps(batches, first, count, sums):
+        loss_sum, correct_sum, bad = tf.unstack(sums)
+        for step in [first] if count is None else tf.range(first, first + count):
+            replies = strategy.run(train_step, args=(next(batches), step))
+            loss, accuracy, good = (strategy.experimental_local_results(reply)[0] for reply in replies)
+            loss_sum, correct_sum = loss_sum + loss, correct_sum + accuracy
+            bad = tf.where((bad < 0) & ~good, tf.cast(step, tf.float64), bad)
+        return tf.stack([loss_sum, correct_sum, bad])
+
+    return steps
+
+
 def make_evaluate_call(
     strategy: tf.distribute.Strategy, evaluate_step: Callable, batches, steps: int
 ) -> Callable[[], tuple[float, float]]:
     """A function that gives the mean loss and the accuracy over the next `steps` of `batches`."""
-
-    @tf.function
-    def evaluate_call(iterator):
-        sums = tf.zeros([3], tf.float64)
-        for _ in tf.range(steps):
-            reply = strategy.run(evaluate_step, args=(next(iterator),))
-            sums += tf.cast(strategy.experimental_local_results(reply)[0], tf.float64)
-        return sums
+    call = tf.function(make_sums(strategy, evaluate_step))
 
     def mean() -> tuple[float, float]:
-        loss, correct, weight = evaluate_call(batches).numpy()
+        loss, correct, weight = call(batches, tf.constant(steps)).numpy()
         return loss / weight, correct / weight
 
     return mean
+
+
+def make_sums(strategy: tf.distribute.Strategy, evaluate_step: Callable) -> Callable:
+    """A function (iterator over batches, count) → what `evaluate_step` gives for them, summed, float64."""
+
+    def sums(batches, count):
+        total = tf.zeros([3], tf.float64)
+        for _ in tf.range(count):
+            reply = strategy.run(evaluate_step, args=(next(batches),))
+            total += tf.cast(strategy.experimental_local_results(reply)[0], tf.float64)
+        return total
+
+    return sums
 
 
 def make_mean(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
@@ -123,18 +138,20 @@ def run(
     config: Config,
     mean: Callable[[float], float],
     actions: Sequence[Action],
+    abreast: int = 1,
 ) -> None:
     """Trains from state.step to the end of `plan`, or until an action sets state.stopped.
 
     Every worker has to make the same calls with as many steps each: TensorFlow matches
     collectives by their iteration within a call, and waits for ever where it differs.  So
-    the pace is that of all workers, by `mean`.
+    the pace is that of all workers, by `mean`.  `abreast`: steps that are made side by side, by
+    workers that do not wait for each other.
 
     Raises:
       NumericsError: the loss, a gradient or a statistic is not finite; names the step.
       Preempted: another worker is gone.
     """
-    pace = _Pace(config.steps_per_loop)
+    pace = _Pace(config.steps_per_loop, abreast)
     while state.step < plan.total and not state.stopped:
         with lost_peers(state):
             count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
@@ -164,9 +181,10 @@ def lost_peers(state: State) -> Iterator[None]:
 class _Pace:
     """How many steps fit into a call of SECONDS_PER_CALL."""
 
-    def __init__(self, fixed: int):
+    def __init__(self, fixed: int, abreast: int):
         self.fixed = fixed
-        self.steps = fixed or 1
+        self.abreast = abreast
+        self.steps = (fixed or 1) * abreast
         self.calls = 0
 
     def took(self, call: Call) -> None:
@@ -174,4 +192,4 @@ class _Pace:
         if self.fixed or self.calls == 1:  # the first call also compiles
             return
         fitting = int(SECONDS_PER_CALL * call.steps / max(call.seconds, 1e-6))
-        self.steps = max(1, min(fitting, 4 * self.steps))
+        self.steps = max(1, min(fitting, 4 * self.steps) // self.abreast) * self.abreast

@@ -12,6 +12,7 @@ import tensorflow as tf
 from trainer import (
     actions,
     artifact,
+    asynchronous,
     auto,
     devices,
     export,
@@ -20,6 +21,7 @@ from trainer import (
     pretrained,
     profiler,
     schedule,
+    server,
     step,
     strategy,
 )
@@ -59,6 +61,11 @@ def run(
     request = _request(config, dataset, cluster)
     if done := _already_there(output, request, clean=clean):
         return done
+    if cluster.ps:
+        asynchronous.check(config)
+    if cluster.serves:
+        devices.configure(config, cluster)
+        return server.serve(cluster, output)
     checkpoints = Checkpoints(run_dir / "checkpoints", _identity(config, dataset), config.keep_checkpoints)
     if clean and cluster.chief:  # before the strategy, where the others wait
         checkpoints.clear()
@@ -73,8 +80,9 @@ def run(
         actions.stop_on_signal(setup.signal),
     ]
     train_call = make_train_call(setup, rates, config, state.step)
+    abreast = cluster.size if cluster.ps else 1
     with profiler.tracing(config, run_dir / "tensorboard", state, chief=cluster.chief) as tracing:
-        loop.run(train_call, plan, state, config, setup.mean, [*tracing, *after_each_call])
+        loop.run(train_call, plan, state, config, setup.mean, [*tracing, *after_each_call], abreast)
 
     result = actions.result(config, state)
     manifest = _manifest(config, dataset, request, result)
@@ -92,6 +100,7 @@ def run(
 class Setup(NamedTuple):
     """What a training consists of, before its first step."""
 
+    cluster: Cluster
     replicas: tf.distribute.Strategy
     signal: StopSignal
     train: Examples
@@ -118,12 +127,15 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     with replicas.scope():
         learner = Learner(config, network)
     plan = schedule.plan(config, len(train))
-    return Setup(replicas, signal, train, validation, plan, learner, loop.make_mean(replicas))
+    return Setup(cluster, replicas, signal, train, validation, plan, learner, loop.make_mean(replicas))
 
 
 def make_train_call(setup: Setup, rates: list[float], config: Config, first_step: int) -> loop.TrainCall:
     """The loop's call of the device, at the rate `rates[step]`, with batches from `first_step` on."""
     train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
+    if setup.cluster.ps:
+        slices = input.training_slices(setup.train, config)
+        return asynchronous.make_train_call(setup.replicas, train_step, slices, setup.cluster, config)
     batches = input.training(setup.replicas, setup.train, config, first_step)
     return loop.make_train_call(setup.replicas, train_step, batches, config)
 
@@ -148,6 +160,8 @@ def resolved(config: Config, dataset: DataSet) -> Config:
         examples=dataset.splits["train"],
         image_shape=dataset.image_shape,
         image_side=dataset.image_side_median,
+        channel_means=dataset.channel_means,
+        channel_deviations=dataset.channel_deviations,
         bfloat16=devices.computes_in_bfloat16(),
     )
 
@@ -209,9 +223,13 @@ def shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
 def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float]] | None:
     if setup.validation is None:
         return None
-    batches = input.evaluation(setup.replicas, setup.validation, config)
+    evaluate_step = step.make_evaluate_step(setup.learner, config)
     steps = input.evaluation_steps(setup.validation, config)
-    return loop.make_evaluate_call(setup.replicas, step.make_evaluate_step(setup.learner, config), batches, steps)
+    if setup.cluster.ps:
+        slices = input.evaluation_slices(setup.validation, config)
+        return asynchronous.make_evaluate_call(setup.replicas, evaluate_step, slices, steps, setup.cluster, config)
+    batches = input.evaluation(setup.replicas, setup.validation, config)
+    return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps)
 
 
 def _restore(checkpoints: Checkpoints, learner: Learner, mean: Callable[[float], float]) -> loop.State:
