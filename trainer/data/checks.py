@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from trainer.data import images, records
 from trainer.data.progress import track
 from trainer.errors import DataError
@@ -37,7 +39,14 @@ class Seen(NamedTuple):
     channels: int
 
 
-def inspect(directory: Path, layout: records.Layout) -> list[Seen]:
+class Inspected(NamedTuple):
+    """All examples, and for each split the mean over its images of `images.moments`, float64 [2, 3]."""
+
+    seen: list[Seen]
+    moments: dict[str, np.ndarray]
+
+
+def inspect(directory: Path, layout: records.Layout) -> Inspected:
     """Looks at every example that a source put into `directory`.
 
     A split without a single label (all are negative, as TFDS marks them) is left out, and
@@ -48,36 +57,46 @@ def inspect(directory: Path, layout: records.Layout) -> list[Seen]:
     """
     unlabelled = []
     seen: list[Seen] = []
+    moments: dict[str, np.ndarray] = {}
     tracked = track(_looked_at(directory, layout), layout.examples(), "looking at images")
-    for split, examples in itertools.groupby(tracked, key=lambda example: example.split):
-        of_split = list(examples)
+    for split, examples in itertools.groupby(tracked, key=lambda pair: pair[0].split):
+        of_split, total = [], np.zeros((2, 3))
+        for example, moments_of_one in examples:
+            of_split.append(example)
+            total += moments_of_one
         if all(example.label < 0 for example in of_split):
             unlabelled.append(split)
             continue
         _require_labels(of_split, layout)
         seen += of_split
+        moments[split] = total / len(of_split)
     for split in unlabelled:
         log.warning("split %s has no labels: left out", split)
         del layout.shards[split]
     layout.notes.append({"check": "splits_without_labels", "found": len(unlabelled), "splits": unlabelled})
-    return seen
+    return Inspected(seen, moments)
 
 
-def manifest_of(seen: list[Seen], layout: records.Layout) -> dict[str, Any]:
+def manifest_of(inspected: Inspected, layout: records.Layout) -> dict[str, Any]:
     """The part of a data set's manifest that follows from its examples.
 
     Raises:
       DataError: no example, or fewer than two classes.
     """
+    seen, moments = inspected
     if not seen:
         raise DataError(f"{layout.origin}: there is no labelled image in it")
     require_two_classes(layout.origin, layout.class_names)
-    splits = {split: _split(split, seen, layout) for split in layout.shards}
-    splits = {split: content for split, content in splits.items() if content["examples"]}
+    shape = _shape(seen, layout.channels)
+    splits = {
+        split: _split(split, seen, layout) | _channels(moments[split][:, : shape[2]])
+        for split in layout.shards
+        if split in moments
+    }
     together = "".join(f"{split} {splits[split]['digest']}\n" for split in sorted(splits))
     return {
         "class_names": layout.class_names,
-        "image_shape": _shape(seen, layout.channels),
+        "image_shape": shape,
         "image_side_median": int(statistics.median(min(s.height, s.width) for s in seen)),
         "splits": splits,
         "digest": hashlib.sha256(together.encode()).hexdigest(),
@@ -112,16 +131,17 @@ def require_training_images(layout: records.Layout, manifest: dict[str, Any]) ->
             )
 
 
-def _looked_at(directory: Path, layout: records.Layout) -> Iterator[Seen]:
+def _looked_at(directory: Path, layout: records.Layout) -> Iterator[tuple[Seen, np.ndarray]]:
     for split, shards in layout.shards.items():
         for batch in _batches(enumerate(records.read(directory, shards, layout.features))):
             seen = [_seen(layout.origin, split, number, record) for number, record in batch]
-            refused = images.undecodable([record.image for _, record in batch])
-            if refused is not None:
-                number, record = batch[refused]
+            moments = images.moments([record.image for _, record in batch], layout.channels or 0)
+            refused = np.isnan(moments).any(axis=(1, 2))
+            if refused.any():
+                number, record = batch[int(refused.argmax())]
                 where = _where(layout.origin, split, number, record.name)
                 raise DataError(f"{where}: its pixels cannot be decoded; it is damaged")
-            yield from seen
+            yield from zip(seen, moments, strict=True)
 
 
 def _batches(numbered: Iterable[tuple[int, records.Record]]) -> Iterator[list[tuple[int, records.Record]]]:
@@ -175,6 +195,13 @@ def _split(split: str, seen: list[Seen], layout: records.Layout) -> dict[str, An
         "digest": content_digest((layout.class_names[example.label], example.sha256) for example in examples),
         "shards": [list(shard) for shard in layout.shards[split]],
     }
+
+
+def _channels(moments: np.ndarray) -> dict[str, Any]:
+    """Mean and deviation of each channel's values, 0 to 255, each image counting the same."""
+    means, squares = moments
+    deviations = np.sqrt(np.maximum(squares - means**2, 0.0))
+    return {"channel_means": means.round(3).tolist(), "channel_deviations": deviations.round(3).tolist()}
 
 
 def content_digest(examples: Iterable[tuple[str, bytes]]) -> str:

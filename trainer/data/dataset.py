@@ -24,14 +24,17 @@ class DataSet:
     """What the manifest of a data set says.
 
     image_shape is (height, width, channels), None where sizes differ; image_side_median the
-    median of the shorter sides, in pixels; splits the number of examples of each; digest that
-    of all examples, whatever their order and shards.
+    median of the shorter sides, in pixels; channel_means and channel_deviations those of the
+    training images, 0 to 255, nothing where an older version prepared them; splits the number
+    of examples of each; digest that of all examples, whatever their order and shards.
     """
 
     directory: Path
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int]
     image_side_median: int
+    channel_means: tuple[float, ...]
+    channel_deviations: tuple[float, ...]
     splits: dict[str, int]
     digest: str
     manifest: dict[str, Any]
@@ -68,11 +71,14 @@ def of_manifest(directory: Path, manifest: dict[str, Any]) -> DataSet:
     """The data set that `manifest` describes."""
     height, width, channels = manifest["image_shape"]
     names = sorted(manifest["splits"], key=lambda name: (*(name != first for first in _FIRST_SPLITS), name))
+    train = manifest["splits"].get("train", {})
     return DataSet(
         directory=directory,
         class_names=tuple(manifest["class_names"]),
         image_shape=(height, width, channels),
         image_side_median=manifest["image_side_median"],
+        channel_means=tuple(train.get("channel_means", ())),
+        channel_deviations=tuple(train.get("channel_deviations", ())),
         splits={name: manifest["splits"][name]["examples"] for name in names},
         digest=manifest["digest"],
         manifest=manifest,
