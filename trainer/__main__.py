@@ -74,6 +74,16 @@ def predict(values: flags.FlagValues, words: list[str]) -> None:
     _print(values, rows, "\n".join(f"{row['file']}\t{row['class']}\t{row['probability']:.4f}" for row in rows))
 
 
+def show(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `show`."""
+    config = override(recipe(values.recipe), values.set)
+    quiet.import_tensorflow()
+    from trainer import contact_sheet
+
+    made = contact_sheet.run(config, Path(values.data), Path(values.output) if values.output else None)
+    _print(values, made, made["sheet"])
+
+
 def recipes(values: flags.FlagValues, words: list[str]) -> None:
     """Runs `recipes`."""
     if len(words) > 1:
@@ -127,6 +137,7 @@ def _overrides(values: flags.FlagValues) -> None:
 
 
 DATA = _text("data", "data set that `prepare` made")
+RECIPE = _text("recipe", f"one of {', '.join(RECIPES)}", default="default")
 MODEL = _text("model", "model that `train` made")
 CLEAN = _switch("clean", "replace what is at --output")
 
@@ -149,7 +160,7 @@ COMMANDS = {
         _flags(
             DATA,
             _text("output", "model directory to make"),
-            _text("recipe", f"one of {', '.join(RECIPES)}", default="default"),
+            RECIPE,
             _overrides,
             _number("workers", 1, "local worker processes, which share the cores"),
             _text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
@@ -159,6 +170,17 @@ COMMANDS = {
             _switch("clean", "forget checkpoints in --run_dir and replace what is at --output"),
         ),
         train,
+    ),
+    "show": Command(
+        "Draw a sheet of training examples as augmentation changes them.",
+        f"{PROGRAM} show --data=runs/photos --set=mixup=0.2 --set=randaugment_layers=2",
+        _flags(
+            DATA,
+            _text("output", "PNG to write; by default DATA.examples.png", default=""),
+            RECIPE,
+            _overrides,
+        ),
+        show,
     ),
     "evaluate": Command(
         "Measure an exported model on a split it was not trained on.",

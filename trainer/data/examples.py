@@ -119,7 +119,8 @@ def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples,
     decoded += ["validation"] if validates else []
     needed = workers_here * sum(dataset.splits[split] for split in decoded) * _bytes(dataset, config) / 2**30
     if needed > config.resident_gib:
-        logger.info("%.1f GiB of images are over resident_gib=%g: read from disk", needed, config.resident_gib)
+        if config.resident_gib:
+            logger.info("%.1f GiB of images are over resident_gib=%g: read from disk", needed, config.resident_gib)
         decoded = []
     train, ids = _split(dataset, "train", config, decoded)
     if validates:
