@@ -6,7 +6,7 @@ whose weights are the model.  What the clock gave does not, so it lies in the ru
 step_timestamp_log   {batch_index, timestamp} when the first step begins, and at the end of the
                      first call of the device that reaches or passes a multiple of log_steps;
                      batch_index is how many steps were made until then, timestamp Unix seconds.
-train_finish_time    when training ended, the last validation and checkpoint included.
+train_finish_time    when training ended: after the last validation, before the last checkpoint.
 avg_exp_per_second   examples between the first and the last entry of the log over the seconds
                      between them, in which are the compilation of the first call, and the
                      validations and checkpoints between them, but no validation after the last

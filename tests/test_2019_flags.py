@@ -1,0 +1,82 @@
+"""The table of 2019 flags names every one of them, and only what is there today."""
+
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from trainer.__main__ import COMMANDS
+from trainer.config import Config, override
+from trainer.errors import UsageError
+from trainer.knobs import shown
+
+# A Config in which each field may have its value, by itself.
+BASE = Config(pretrained="model", decay_epochs=(1,))
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "2019_flags.md"
+
+# What the CIFAR and ImageNet programs of 2019 did.
+EFFECTIVE = """
+data_dir model_dir clean train_epochs train_steps epochs_between_evals skip_eval batch_size num_gpus
+distribution_strategy worker_hosts task_index all_reduce_alg use_synthetic_data dtype loss_scale data_format log_steps
+enable_eager run_eagerly enable_xla enable_tensorboard tf_gpu_thread_mode per_gpu_thread_count
+datasets_num_private_threads
+"""
+# What the Keras programs parsed and ignored, and the Estimator ones did.
+IGNORED = """
+resnet_size label_smoothing weight_decay enable_lars fine_tune pretrained_model_checkpoint_path eval_only
+stop_threshold export_dir image_bytes_as_serving_input
+"""
+LATER = """
+profile_steps steps_per_loop num_packs report_accuracy_metrics enable_checkpoint_and_export resume_checkpoint optimizer
+"""
+
+
+def rows(text: str) -> list[tuple[list[str], list[str]]]:
+    """(2019 flags, what is in code marks beside them) of each row of the first table."""
+    table = text.split("\n## ")[0]
+    cells = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    return [(code(first), code(second)) for first, second, _ in cells]
+
+
+def code(cell: str) -> list[str]:
+    return re.findall("`([^`]+)`", cell)
+
+
+def check(home: str) -> None:
+    """Raises UsageError or KeyError where `home` is no `--set=field`, with a value or not, and no `command --flag`."""
+    if home.startswith("--set="):
+        field, equals, value = home.removeprefix("--set=").partition("=")
+        override(BASE, [f"{field}={value}" if equals else f"{field}={shown(getattr(BASE, field, None))}"])
+        return
+    command, flag = home.split(" --")
+    values = flags.FlagValues()
+    COMMANDS[command].define(values)
+    values[flag]  # raises KeyError
+
+
+@pytest.mark.parametrize("names", [EFFECTIVE, IGNORED, LATER], ids=["effective", "ignored", "later"])
+def test_every_flag_has_a_row(names: str):
+    listed = [flag for old, _ in rows(TABLE.read_text()) for flag in old]
+    assert len(listed) == len(set(listed))
+    assert set(names.split()) <= set(listed)
+
+
+def test_every_home_is_a_field_or_a_flag():
+    for old, homes in rows(TABLE.read_text()):
+        assert homes, old
+        for home in homes:
+            check(home)
+
+
+def test_every_field_in_the_remarks_is_one_too():
+    remarks = [line for line in TABLE.read_text().splitlines() if line.startswith("| `")]
+    found = re.findall(r"`(?:--set=)?(\w+=[^`]+)`", " ".join(remarks))
+    assert "steps_per_loop=1" in found
+    override(BASE, found)
+
+
+@pytest.mark.parametrize("home", ["--set=batchsize", "--set=optimizer=adam", "train --speed", "fly --clean"])
+def test_a_home_that_is_not_there_is_noticed(home: str):
+    with pytest.raises((UsageError, KeyError)):
+        check(home)
