@@ -99,7 +99,8 @@ class Learner:
 
             each(self.trainable, descend, gradients, rate, step, finite)
             each(self.moving, move, statistics, step, finite)
-            self.optimizer.iterations.assign_add(1)
+            # Keras' own assign_add reads and writes: of steps made side by side, it would lose some.
+            strategy.extended.update(self.optimizer.iterations.value, lambda count: count.assign_add(1), group=False)
             for state in self.loss_scale.variables:
                 strategy.extended.update(state.value, self.loss_scale.after_step, args=(finite,), group=False)
 
