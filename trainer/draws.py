@@ -4,6 +4,8 @@ import zlib
 
 import tensorflow as tf
 
+PHILOX = tf.random.Algorithm.PHILOX.value
+
 
 class Draws:
     """What one step draws for the examples that stand at `positions`, int [n], of its batch.
@@ -36,6 +38,18 @@ class Draws:
         # For a small alpha both can be 0.
         share = tf.math.divide_no_nan(first, first + second)
         return self._cut(tf.where(first + second > 0.0, share, 0.5))
+
+    def bernoulli(self, name: str, share: float, shape: tuple[int, ...] = ()) -> tf.Tensor:
+        """bool [n, *shape], true with probability `share` < 1; the same in what XLA compiles.
+
+        There tf.random.stateless_uniform draws other numbers (tensorflow#121243): the key is
+        mixed and the bits are scaled in another way.  So both are left out.
+        """
+        key, step = tf.unstack(tf.bitcast(self.key(name), tf.uint64))
+        drawn = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=(self._batch_size, *shape), key=[key], counter=[0, step], alg=PHILOX, dtype=tf.int32
+        )
+        return self._cut(drawn) < round(share * 2**32) - 2**31
 
     def seeds(self, name: str) -> tf.Tensor:
         """int64 [n, 2]: a stateless seed for each position, for ops that take one example at a time."""

@@ -145,8 +145,8 @@ class StochasticDepth(keras.layers.Layer):
 
 def _thinned(inputs: tf.Tensor, share: float, name: str, shape: tuple[int, ...]) -> tf.Tensor:
     """`inputs` [N, …] with one draw for each of [N, *shape]; what stays is scaled to keep the mean."""
-    stays = _draws.get().uniform(name, shape=shape) >= share
-    return inputs * tf.cast(tf.where(stays, 1.0 / (1.0 - share), 0.0), inputs.dtype)
+    zeroed = _draws.get().bernoulli(name, share, shape)
+    return inputs * tf.cast(tf.where(zeroed, 0.0, 1.0 / (1.0 - share)), inputs.dtype)
 
 
 class ShiftedMaxPooling(keras.layers.Layer):

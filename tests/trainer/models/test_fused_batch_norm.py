@@ -180,3 +180,49 @@ def test_config_round_trip(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(activations(), verbose=0), model.predict(activations(), verbose=0))
+
+
+def frozen() -> FusedBatchNormalization:
+    made = layer()
+    made.moving_mean.assign([1.0, 2.0, 3.0])
+    made.moving_variance.assign([4.0, 0.25, 9.0])
+    made.trainable = False
+    return made
+
+
+def test_a_frozen_layer_uses_its_moving_statistics_in_training_too_and_leaves_them():
+    made, theirs = frozen(), keras_layer()
+    theirs.moving_mean.assign([1.0, 2.0, 3.0])
+    theirs.moving_variance.assign([4.0, 0.25, 9.0])
+    theirs.trainable = False
+    x = activations()
+    np.testing.assert_allclose(made(x, training=True), theirs(x, training=True), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(made(x, training=True), made(x, training=False))
+    assert made.moving_mean.numpy().tolist() == [1.0, 2.0, 3.0]
+    assert made.moving_variance.numpy().tolist() == [4.0, 0.25, 9.0]
+    assert made.trainable_variables == []
+    made.trainable = True
+    np.testing.assert_allclose(made(x, training=True), by_hand(x), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_go_through_a_frozen_layer():
+    x, upstream = activations(), activations(seed=9)
+    (by_input,) = gradients(frozen(), x, upstream)
+    slope = np.array([1.5, -0.5, 2.0]) / np.sqrt(np.array([4, 0.25, 9]) + EPSILON)
+    np.testing.assert_allclose(by_input, upstream * slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_channels_first_is_the_same_turned(group: int):
+    x, upstream = activations(), activations(seed=9)
+    last, first = layer(group), FusedBatchNormalization(0.9, EPSILON, group, "channels_first")
+    first.build((12, 3, 5, 4))
+    first.set_weights(last.get_weights())
+    turned = (0, 3, 1, 2)
+    for training in (True, False):
+        out = first(x.transpose(turned), training=training)
+        np.testing.assert_allclose(out, last(x, training=training).numpy().transpose(turned), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(first.moving_mean.numpy(), last.moving_mean.numpy(), rtol=1e-6)
+    found = gradients(first, x.transpose(turned), upstream.transpose(turned))
+    for ours, expected in zip(found, gradients(last, x, upstream), strict=True):
+        np.testing.assert_allclose(ours, expected.transpose(turned) if expected.ndim == 4 else expected, atol=2e-3)
