@@ -82,13 +82,13 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
     names = tf.constant(list(classes))
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = network(standardize(fit(images, config), config), training=False)
+        logits = network(standardize(images, config), training=False)
         best = tf.argmax(logits, axis=-1)
         return {"probabilities": tf.nn.softmax(logits), "class": best, "label": tf.gather(names, best)}
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")])
     def serving_default(images):
-        return classify(images)
+        return classify(fit(images, config))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def encoded(image_bytes):
