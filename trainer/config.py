@@ -60,7 +60,9 @@ class Config:
         choices=("auto", "on", "off", "alternating"),
     )
     randaugment_layers: int = knob(0, "RandAugment: changes of an image, one after another; 0: off", low=0, high=8)
-    randaugment_magnitude: float = knob(5.0, "RandAugment: strength of each", low=0.0, high=10.0)
+    randaugment_magnitude: float = knob(
+        5.0, "RandAugment: strength of each, on the scales of its authors' code", low=0.0, high=10.0
+    )
     random_erasing: float = knob(0.0, "share of images in which a rectangle becomes noise; 0: off", low=0.0, high=1.0)
     mixup: float = knob(0.0, "alpha of the Beta that two images' shares are drawn from; 0: off", low=0.0, high=100.0)
     cutmix: float = knob(
@@ -191,7 +193,7 @@ class Config:
     )
     per_gpu_thread_count: int = knob(2, "threads of tf_gpu_thread_mode", low=1, incidental=True)
     datasets_num_private_threads: int = knob(
-        0, "threads of the input alone; 0: 2, with GPUs the cores that are left", low=0, incidental=True
+        0, "threads that only the input has; 0: none, with GPUs the cores that they leave", low=0, incidental=True
     )
 
     # What is written
