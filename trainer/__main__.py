@@ -1,6 +1,7 @@
 """The command line: `python -m trainer COMMAND`.  Parses, calls, prints."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from trainer.commandline import Command, main
 from trainer.config import describe, override, to_dict
 from trainer.errors import UsageError
 from trainer.recipes import RECIPES, recipe
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m trainer"
 SUMMARY = "Prepare images, train a classifier on them, and see what it is worth."
@@ -82,6 +85,17 @@ def show(values: flags.FlagValues, words: list[str]) -> None:
 
     made = contact_sheet.run(config, Path(values.data), Path(values.output) if values.output else None)
     _print(values, made, made["sheet"])
+
+
+def lr(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `lr`."""
+    config = override(recipe(values.recipe), values.set)
+    quiet.import_tensorflow()
+    from trainer import rate_finder
+
+    found = rate_finder.run(config, Path(values.data), Path(values.output) if values.output else None)
+    logger.info("%s", found["plot"])
+    _print(values, found, f"--set=learning_rate={found['learning_rate']:g}")
 
 
 def recipes(values: flags.FlagValues, words: list[str]) -> None:
@@ -181,6 +195,17 @@ COMMANDS = {
             _overrides,
         ),
         show,
+    ),
+    "lr": Command(
+        "Propose a learning rate, and draw the loss over the rates.",
+        f"{PROGRAM} lr --data=runs/photos --set=optimizer=adamw",
+        _flags(
+            DATA,
+            _text("output", "PNG to write; by default DATA.learning_rate.png", default=""),
+            RECIPE,
+            _overrides,
+        ),
+        lr,
     ),
     "evaluate": Command(
         "Measure an exported model on a split it was not trained on.",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,14 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from trainer import artifact, devices
+from trainer import devices, picture
 from trainer.cluster import Cluster
 from trainer.config import Config, to_dict
 from trainer.data import examples, input, order
 from trainer.data.dataset import open_dataset
 from trainer.data.examples import Examples
-from trainer.errors import UsageError
 from trainer.knobs import shown
 from trainer.step import Batch
 from trainer.train import resolved
@@ -67,7 +65,7 @@ def run(config: Config, data: Path, output: Path | None = None) -> dict[str, Any
       DataError: the data set is not what its manifest says, or cannot be trained on.
       StorageError: the picture cannot be written.
     """
-    output = _place(output or Path(f"{data}.examples.png"))
+    output = picture.place(output or Path(f"{data}.examples.png"), SOFTWARE, "sheet of examples")
     dataset = open_dataset(data)
     devices.configure(dataclasses.replace(config, num_gpus=0, all_reduce_alg="auto"), Cluster())
     # From disk, as only a few are wanted.
@@ -77,7 +75,7 @@ def run(config: Config, data: Path, output: Path | None = None) -> dict[str, Any
     settings = _settings(config)
     words = " ".join(f"{name}={shown(value)}" for name, value in settings.items())
     found = columns(few, config, dataset.class_names)
-    _write(output, draw(found, f"{data}, image_size={config.image_size}", words or "no augmentation"))
+    picture.write(output, draw(found, f"{data}, image_size={config.image_size}", words or "no augmentation"))
     return {"sheet": str(output), "examples": len(few), "epochs": EPOCHS, **settings}
 
 
@@ -174,36 +172,3 @@ def _fitting(text: str, room: int) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     letters = int(room / LETTER)
     return text if len(text) <= letters else text[: letters - 1] + "…"
-
-
-def _place(output: Path) -> Path:
-    """Where the sheet may be written: where nothing is, or a sheet.
-
-    Raises:
-      UsageError: another thing is there, or it is no name of a PNG.
-    """
-    output = output.absolute()
-    if output.suffix.lower() != ".png":
-        raise UsageError(f"--output={output}: must end in .png")
-    if artifact.occupied(output):
-        try:
-            with Image.open(output) as there:
-                ours = there.info.get("Software") == SOFTWARE
-        except (OSError, UnidentifiedImageError):
-            ours = False
-        if not ours:
-            raise UsageError(f"{output}: is there already and is no sheet of examples; give another --output")
-    return output
-
-
-def _write(output: Path, data: bytes) -> None:
-    """All of `data` at `output`, or what was there."""
-    partial = output.with_name(f".{output.name}.partial")
-    with artifact.storage_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            artifact.flush(partial)
-            os.replace(partial, output)
-        finally:
-            partial.unlink(missing_ok=True)

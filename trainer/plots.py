@@ -1,11 +1,12 @@
-"""The report's plots, as SVG that takes its text and line colours from the page around it."""
+"""Plots: the report's, as SVG that takes its text and line colours from the page around it, and a PNG."""
 
+import contextlib
 import csv
 import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 INK, FIRST, SECOND = "#010203", "#010204", "#010205"
 COLOURS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)"}
 RIGHT, WRONG = (47, 111, 208), (217, 98, 43)
+BLUE, ORANGE = "#2f6fd0", "#d9622b"
 
 NUMBERED_CLASSES = 20  # above it, a cell has no room for a number
 NAMED_CLASSES = 40  # above it, only some rows have room for a name
@@ -36,6 +38,16 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+}
+
+# What a picture by itself, on white, has in place of the page's colours.
+PRINT = {
+    "font.size": 11,
+    "text.color": "#1c1c1c",
+    "axes.labelcolor": "#1c1c1c",
+    "axes.edgecolor": "#8a8a8a",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
 }
 
 History = dict[str, list[float]]
@@ -89,6 +101,44 @@ def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]
         return _svg(figure, "confusion", least=0.72)
 
 
+def rate_curve(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, proposal: float | None, *, title: str, software: str
+) -> bytes:
+    """The loss over the learning rate, with the proposed one marked, as PNG; the same numbers give the same bytes."""
+    with matplotlib.rc_context({**STYLE, **PRINT}), _any_script():
+        figure = Figure(figsize=(9, 5.6), dpi=144, layout="constrained")
+        axes = figure.add_subplot(xscale="log", xlabel="learning_rate", ylabel="training loss")
+        axes.set_title(title, loc="left", fontweight="bold", pad=14)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.tick_params(which="minor", length=0)
+        axes.margins(x=0.02)
+        axes.grid(color=INK, alpha=0.1, linewidth=0.8)
+        axes.plot(rates, losses, ".", color=BLUE, alpha=0.4, markersize=6, markeredgewidth=0, label="of each batch")
+        axes.plot(rates, smoothed, color=BLUE, linewidth=2.4, label="smoothed")
+        # What is beyond divergence would press the rest flat.
+        low, high = min(losses.min(), smoothed.min()), smoothed.max()
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.1 * (high - low))
+        if proposal is not None:
+            level = float(np.interp(np.log(proposal), np.log(rates), smoothed))
+            axes.axvline(proposal, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.plot(proposal, level, "o", color=ORANGE, markersize=9, markeredgecolor="white", markeredgewidth=1.5)
+            axes.annotate(
+                f"learning_rate={proposal:g}",
+                (proposal, level),
+                xytext=(-12, -6),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                color=ORANGE,
+                fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
+            )
+        axes.legend(loc="lower left")
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", metadata={"Software": software})
+    return stream.getvalue()
+
+
 def _cells(share: np.ndarray) -> np.ndarray:
     """RGBA bytes [K, K, 4]: blue where right, orange where wrong, over whatever the page is."""
     cells = np.empty((*share.shape, 4), np.uint8)
@@ -128,12 +178,18 @@ def _style(name: str) -> AbstractContextManager[None]:
     return matplotlib.rc_context({**STYLE, "svg.hashsalt": name})
 
 
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """Does not warn of letters that Matplotlib's own font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def _svg(figure: Figure, name: str, least: float = 0.0) -> str:
     """The figure as an inline <svg>: same figure, same bytes; ids that no other figure of the page has."""
     stream = io.StringIO()
-    with warnings.catch_warnings():
-        # Matplotlib only measures with its own font, which lacks many scripts; the browser draws.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _any_script():  # the browser draws the letters
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04, metadata=nothing)
     text = stream.getvalue()
