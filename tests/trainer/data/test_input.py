@@ -81,6 +81,17 @@ def test_a_batch_is_the_same_however_many_replicas_cut_it(settings, step):
             assert (np.concatenate([each.numpy() for each in parts]) == part.numpy()).all()
 
 
+def test_random_parts_of_mixed_images_from_disk_are_the_same_however_many_replicas_cut_the_batch(tiny):
+    settings = ["image_size=8", "random_resized_crop=true", "random_flip=on", "cutmix=1", "resident_gib=0"]
+    config = override(CONFIG, settings)
+    slice_of = input.training_slices(examples.load(open_dataset(tiny), config, 1)[0], config)
+    whole, *halves = (
+        slice_of(tf.constant(3, tf.int64), tf.constant(first), count) for first, count in ((0, 8), (0, 4), (4, 4))
+    )
+    for part, *parts in zip(whole, *halves, strict=True):
+        assert (np.concatenate([each.numpy() for each in parts]) == part.numpy()).all()
+
+
 @pytest.mark.parametrize("settings", [["mixup=0.4"], ["cutmix=1", "randaugment_layers=1", "random_erasing=0.5"]])
 def test_partners_are_changed_as_they_are_at_their_own_place(settings):
     """What is mixed is what the same batch holds when nothing is mixed."""
