@@ -6,6 +6,8 @@ Gradients are applied as they come, to weights that others may have changed mean
 """
 
 import itertools
+import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +18,17 @@ from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.data import input
 from trainer.data.input import SliceOf
-from trainer.errors import UsageError
+from trainer.errors import Preempted, UsageError
+from trainer.knobs import shown
+from trainer.peers import LOST_SECONDS, Peers, reachable
+
+logger = logging.getLogger(__name__)
 
 # The more, the less a fast worker waits for a slow one at the end of a call; each costs milliseconds.
 STRETCHES_PER_WORKER = 4
-
-# (first, count) → what each stretch of the steps from `first` on gave, float64 [stretches, 3].
-Spread = Callable[[int, int], np.ndarray]
+POLL_SECONDS = 0.005
+# How long nobody may be there to work, before all has to be started again.
+GONE_SECONDS = 60.0
 
 
 def check(config: Config) -> None:
@@ -31,74 +37,104 @@ def check(config: Config) -> None:
     Raises:
       UsageError: names the field.
     """
-    if config.lookahead_steps:
-        given = f"lookahead_steps={config.lookahead_steps}"
-        raise UsageError(f"{given}: counts steps one after another; with parameter servers they are made side by side")
-    if config.run_eagerly:
-        raise UsageError("run_eagerly=true: runs in one process; not on the workers of parameter servers")
+    for field, meaning in (
+        ("lookahead_steps", "counts steps one after another; with parameter servers they are made side by side"),
+        ("run_eagerly", "runs in one process; with parameter servers there are several"),
+        ("profile_steps", "traces one process; with parameter servers there are several"),
+    ):
+        if value := getattr(config, field):
+            raise UsageError(f"{field}={shown(value)}: {meaning}")
 
 
-def make_train_call(
-    replicas: tf.distribute.Strategy, train_step: Callable, slice_of: SliceOf, cluster: Cluster, config: Config
-) -> loop.TrainCall:
-    """A TrainCall of all workers of `cluster`, whose batches `slice_of` gives."""
-    steps = loop.make_steps(replicas, train_step)
+class Workers:
+    """The workers of a parameter-server strategy, as the coordinator of `cluster` has them.
 
-    def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        batches = iter(input.stretch(slice_of, first, count, config))
-        return steps(batches, first, count, tf.constant([0.0, 0.0, -1.0], tf.float64))
+    One that is gone takes part again when it is back; what it was making, another makes anew.
+    """
 
-    spread = _make_spread(replicas, stretch, cluster)
+    def __init__(self, replicas: tf.distribute.Strategy, cluster: Cluster):
+        self._replicas = replicas
+        self._cluster = cluster
+        self._coordinator = tf.distribute.coordinator.ClusterCoordinator(replicas)
+        jobs = cluster.jobs
+        self._addresses = {f"{job} {place}": at for job in ("worker", "ps") for place, at in enumerate(jobs[job])}
+        self._peers = Peers(self._addresses)
+        self._lost: set[str] = set()
+        # What it says in a dozen lines is raised as well, or said by Peers in one.
+        logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
 
-    def train_call(first: int, count: int, sums: np.ndarray) -> np.ndarray:
-        found = spread(first, count)
-        bad = [step for step in found[:, 2] if step >= 0]
-        return np.array([*(sums[:2] + found[:, :2].sum(axis=0)), min(bad, default=-1.0)])
+    def make_train_call(self, train_step: Callable, slice_of: SliceOf, config: Config) -> loop.TrainCall:
+        """A TrainCall of all workers, whose batches `slice_of` gives."""
+        steps = loop.make_steps(self._replicas, train_step)
 
-    return train_call
+        def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+            batches = iter(input.stretch(slice_of, first, count, config))
+            return steps(batches, first, count, tf.constant([0.0, 0.0, -1.0], tf.float64))
+
+        run = self._make_run(stretch)
+
+        def train_call(first: int, count: int, sums: np.ndarray) -> np.ndarray:
+            found = run(first, count)
+            bad = [step for step in found[:, 2] if step >= 0]
+            return np.array([*(sums[:2] + found[:, :2].sum(axis=0)), min(bad, default=-1.0)])
+
+        return train_call
+
+    def make_evaluate_call(
+        self, evaluate_step: Callable, slice_of: SliceOf, steps: int, config: Config
+    ) -> Callable[[], tuple[float, float]]:
+        """A function that gives the mean loss and the accuracy over the `steps` batches of `slice_of`."""
+        sums = loop.make_sums(self._replicas, evaluate_step)
+
+        def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+            return sums(iter(input.stretch(slice_of, first, count, config)), count)
+
+        run = self._make_run(stretch)
+
+        def mean() -> tuple[float, float]:
+            loss, correct, weight = run(0, steps).sum(axis=0)
+            return loss / weight, correct / weight
+
+        return mean
+
+    def _make_run(self, stretch: Callable) -> Callable[[int, int], np.ndarray]:
+        """A function (first, count) → what `stretch` gives, float64 [3], for each of the parts they are cut into."""
+        number = tf.TensorSpec([], tf.int64)
+        function = tf.function(stretch, input_signature=[number, number])
+
+        def run(first: int, count: int) -> np.ndarray:
+            parts = stretches(first, count, STRETCHES_PER_WORKER * self._cluster.size)
+            try:
+                replies = [self._coordinator.schedule(function, args=tuple(map(tf.constant, part))) for part in parts]
+                while not self._coordinator.done():  # its join() would wait for ever, were all gone
+                    self._watch()
+                    time.sleep(POLL_SECONDS)
+                return np.array([reply.fetch() for reply in replies])
+            except tf.errors.UnavailableError as error:
+                gone = [name for name, address in self._addresses.items() if not reachable(address)]
+                raise Preempted(f"{', '.join(gone) or error.message}: gone; start all again") from error
+
+        return run
+
+    def _watch(self) -> None:
+        """Says who is gone and who is back.
+
+        Raises:
+          Preempted: training cannot go on without them.
+        """
+        silent = {name: self._peers.silent(name) for name in self._addresses}
+        lost = {name for name, seconds in silent.items() if seconds > LOST_SECONDS}
+        for name in sorted(lost ^ self._lost):
+            logger.warning("%s at %s is %s", name, self._addresses[name], "gone" if name in lost else "back")
+        self._lost = lost
+        workers = [name for name in silent if name.startswith("worker")]
+        for needed in (workers, *([name] for name in silent.keys() - set(workers))):
+            if min(silent[name] for name in needed) > GONE_SECONDS:
+                raise Preempted(f"{', '.join(needed)}: gone; start all again")
 
 
-def make_evaluate_call(
-    replicas: tf.distribute.Strategy,
-    evaluate_step: Callable,
-    slice_of: SliceOf,
-    steps: int,
-    cluster: Cluster,
-    config: Config,
-) -> Callable[[], tuple[float, float]]:
-    """A function that gives the mean loss and the accuracy over the `steps` batches of `slice_of`."""
-    sums = loop.make_sums(replicas, evaluate_step)
-
-    def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        return sums(iter(input.stretch(slice_of, first, count, config)), count)
-
-    spread = _make_spread(replicas, stretch, cluster)
-
-    def mean() -> tuple[float, float]:
-        loss, correct, weight = spread(0, steps).sum(axis=0)
-        return loss / weight, correct / weight
-
-    return mean
-
-
-def stretches(first: int, count: int, most: int) -> list[tuple[int, int]]:
+def stretches(first: int, count: int, most: int) -> list[tuple[np.int64, np.int64]]:
     """`count` steps from `first` on, cut into at most `most` stretches (first, count) of about the same length."""
-    ends = [count * part // most for part in range(most + 1)] if count > most else list(range(count + 1))
-    return [(first + start, end - start) for start, end in itertools.pairwise(ends)]
-
-
-def _make_spread(replicas: tf.distribute.Strategy, stretch: Callable, cluster: Cluster) -> Spread:
-    """`stretch`, a function of (first, count) in TensorFlow's terms, run on the workers."""
-    coordinator = tf.distribute.coordinator.ClusterCoordinator(replicas)
-    whole = tf.TensorSpec([], tf.int64)
-    function = tf.function(stretch, input_signature=[whole, whole])
-
-    def spread(first: int, count: int) -> np.ndarray:
-        replies = [
-            coordinator.schedule(function, args=tuple(tf.constant(number, tf.int64) for number in each))
-            for each in stretches(first, count, STRETCHES_PER_WORKER * cluster.size)
-        ]
-        coordinator.join()
-        return np.array([reply.fetch() for reply in replies])
-
-    return spread
+    parts = min(count, most)
+    ends = [first + count * part // parts for part in range(parts + 1)]
+    return [(np.int64(start), np.int64(end - start)) for start, end in itertools.pairwise(ends)]

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,58 +11,40 @@ import tensorflow as tf
 from trainer import artifact, devices, strategy
 from trainer.cluster import Cluster
 from trainer.errors import Interrupted, Preempted
+from trainer.peers import LOST_SECONDS, POLL_SECONDS, Peers
 from trainer.signals import StopSignal
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-# A coordinator that cannot be reached for so long is gone.
-LOST_SECONDS = 5.0
+COORDINATOR = "the coordinator"
 
 
 def serve(cluster: Cluster, output: Path) -> dict[str, Any]:
-    """Serves the coordinator of `cluster`; returns the manifest of the model at `output` when it has written one.
+    """Serves the coordinator of `cluster`; returns the manifest of the model that it leaves at `output`.
 
     Raises:
-      Preempted: the coordinator is gone and there is no new model, or a SIGTERM came.
+      Preempted: the coordinator is gone and left no model, a SIGTERM came, or the server could not start.
       Interrupted: a SIGINT came.
     """
     before = _written(output)
+    spec, options = strategy.cluster_spec(cluster), devices.of_server(cluster)
     try:
-        # Held until the end: with the object, its server would go.
-        server = tf.distribute.Server(
-            strategy.cluster_spec(cluster),
-            cluster.job,
-            cluster.index,
-            protocol="grpc",
-            config=devices.of_server(cluster),
-        )
+        server = tf.distribute.Server(spec, cluster.job, cluster.index, protocol="grpc", config=options)
     except strategy.CANNOT_JOIN as error:
         raise Preempted(f"{cluster.name} at {cluster.address}: {error.message}") from error
+    # server.join() would be deaf to signals, and never end.
     stop = StopSignal()
-    logger.info("%s serves the coordinator at %s", cluster.name, cluster.coordinator)
-    seen = 0.0
+    logger.info("serving at %s for the coordinator at %s", server.target, cluster.coordinator)
+    peers = Peers({COORDINATOR: cluster.coordinator})
     while not stop.received:
-        if reachable(cluster.coordinator):
-            seen = time.monotonic()
-        elif _written(output) not in (None, before):
-            del server
+        silent = peers.silent(COORDINATOR)
+        if silent > POLL_SECONDS and _written(output) not in (None, before):
             return artifact.read_manifest(output, "model")
-        elif seen and time.monotonic() - seen > LOST_SECONDS:
+        if silent > LOST_SECONDS:
             raise Preempted(f"the coordinator at {cluster.coordinator} is gone; start all again")
         time.sleep(POLL_SECONDS)
     kind = Interrupted if stop.received == signal.SIGINT else Preempted
-    raise kind(f"{cluster.name}: stopped by {signal.Signals(stop.received).name}")
-
-
-def reachable(address: str) -> bool:
-    """Whether anybody listens at `address`, host:port."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
-            return True
-    except OSError:
-        return False
+    raise kind(f"{cluster.name} stopped by {signal.Signals(stop.received).name}")
 
 
 def _written(output: Path) -> tuple[int, int] | None:

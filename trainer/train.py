@@ -100,8 +100,8 @@ def run(
 class Setup(NamedTuple):
     """What a training consists of, before its first step."""
 
-    cluster: Cluster
     replicas: tf.distribute.Strategy
+    workers: asynchronous.Workers | None
     signal: StopSignal
     train: Examples
     validation: Examples | None
@@ -117,6 +117,7 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     """
     devices.configure(config, cluster)
     replicas = strategy.create(config, cluster)
+    workers = asynchronous.Workers(replicas, cluster) if cluster.ps else None
     signal = StopSignal()
     _check_batch(config, replicas.num_replicas_in_sync)
     train, validation = examples.load(dataset, config, cluster.neighbours)
@@ -127,15 +128,14 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     with replicas.scope():
         learner = Learner(config, network)
     plan = schedule.plan(config, len(train))
-    return Setup(cluster, replicas, signal, train, validation, plan, learner, loop.make_mean(replicas))
+    return Setup(replicas, workers, signal, train, validation, plan, learner, loop.make_mean(replicas))
 
 
 def make_train_call(setup: Setup, rates: list[float], config: Config, first_step: int) -> loop.TrainCall:
     """The loop's call of the device, at the rate `rates[step]`, with batches from `first_step` on."""
     train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
-    if setup.cluster.ps:
-        slices = input.training_slices(setup.train, config)
-        return asynchronous.make_train_call(setup.replicas, train_step, slices, setup.cluster, config)
+    if setup.workers:
+        return setup.workers.make_train_call(train_step, input.training_slices(setup.train, config), config)
     batches = input.training(setup.replicas, setup.train, config, first_step)
     return loop.make_train_call(setup.replicas, train_step, batches, config)
 
@@ -225,9 +225,9 @@ def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float
         return None
     evaluate_step = step.make_evaluate_step(setup.learner, config)
     steps = input.evaluation_steps(setup.validation, config)
-    if setup.cluster.ps:
+    if setup.workers:
         slices = input.evaluation_slices(setup.validation, config)
-        return asynchronous.make_evaluate_call(setup.replicas, evaluate_step, slices, steps, setup.cluster, config)
+        return setup.workers.make_evaluate_call(evaluate_step, slices, steps, config)
     batches = input.evaluation(setup.replicas, setup.validation, config)
     return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps)
 
