@@ -139,3 +139,15 @@ def test_nothing_of_the_clock_is_in_the_model(sparse: Run):
     manifest = json.dumps(artifact.verify(sparse.model, "model"))
     assert not [name for name in stats.TIMES if name in manifest]
     assert sparse.history[0].keys() == set(export.HISTORY_COLUMNS)
+
+
+@pytest.mark.long
+def test_two_workers_report_what_the_chief_found(run_python, tiny: Path, tmp_path: Path):
+    settings = [f"--set={setting}" for setting in [*TINY, *SPARSE, "train_epochs=1"]]
+    words = ["-m", "trainer", "train", f"--data={tiny}", f"--output={tmp_path / 'model'}", "--workers=2", "--json"]
+    done = run_python(*words, *settings, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [entry["batch_index"] for entry in found["step_timestamp_log"]] == [0, 10, 20, 30]
+    assert found["avg_exp_per_second"] > 0.0
+    assert found["accuracy_top_1"] == artifact.verify(tmp_path / "model", "model")["metrics"]["accuracy_top_1"]
