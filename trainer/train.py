@@ -28,7 +28,7 @@ from trainer import (
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
 from trainer.config import INCIDENTAL, Config, to_dict
-from trainer.data import examples, input
+from trainer.data import examples, input, noise
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
 from trainer.errors import DataError, UsageError
@@ -56,7 +56,7 @@ def run(
     """
     output = Path(output).absolute()
     run_dir = Path(run_dir or f"{output}.run").absolute()
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, with_files=not config.use_synthetic_data)
     config = resolved(config, dataset)
     request = _request(config, dataset, cluster)
     if done := _already_there(output, request, clean=clean):
@@ -169,6 +169,8 @@ def resolved(config: Config, dataset: DataSet) -> Config:
 def _request(config: Config, dataset: DataSet, cluster: Cluster) -> dict[str, Any]:
     """All that the bits of the model follow from."""
     data = {"digest": dataset.digest, "source": dataset.manifest["source"], "splits": dataset.splits}
+    if config.use_synthetic_data:
+        data = {"digest": "", "source": noise.SOURCE, "splits": {}}
     request = {"config": to_dict(config), "data": data, "code": code_version(), "workers": cluster.size}
     return {**request, "pretrained": pretrained.digest(config)}
 
@@ -211,7 +213,7 @@ def _check_validation(config: Config, validation: Examples | None) -> None:
         if getattr(config, field) and validation is None:
             raise UsageError(
                 f"{field}={getattr(config, field)}: there are no validation examples to stop by; "
-                "set validation_fraction, and not skip_eval"
+                "set validation_fraction, and neither skip_eval nor use_synthetic_data"
             )
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.dataset import DataSet, read
+from trainer.data.noise import SOURCE, Noise
 from trainer.data.preprocess import pixels, random_crop
 from trainer.data.shards import ShardReader
 from trainer.draws import Draws
@@ -108,11 +109,16 @@ def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples,
     """The training examples and, where there are any, those for validation, at image_size.
 
     Without a validation split, validation_fraction of train is held out, by the hash of
-    each image: the same images are held out whatever else the data holds.
+    each image: the same images are held out whatever else the data holds.  With
+    use_synthetic_data, nothing is read.
 
     Raises:
       DataError: a shard is damaged, or nothing is left to train on.
     """
+    if config.use_synthetic_data:
+        logger.warning("training sees %s; nothing is learned of %s", SOURCE, dataset.directory)
+        size, channels = config.image_size, dataset.image_shape[2]
+        return Noise(dataset.splits["train"], (size, size, channels)), None
     validates = not config.skip_eval and dataset.splits.get("validation", 0) > 0
     # A random part is another one each time: it is cut out of the encoded image.
     decoded = [] if config.random_resized_crop else ["train"]

@@ -9,6 +9,7 @@ from trainer.config import Config
 from trainer.data import mixing, order
 from trainer.data.augment import augment
 from trainer.data.examples import Examples
+from trainer.data.noise import Noise, Resident
 from trainer.draws import Draws
 
 # Slices made at a time by the threads that train: those need the cores more.
@@ -24,11 +25,15 @@ def training(strategy: tf.distribute.Strategy, examples: Examples, config: Confi
     n is a replica's share of batch_size.  With mixup or cutmix, also the labels that were mixed
     in and the share, float32 [n], that each image is of its own label.
     """
+    if isinstance(examples, Noise):
+        return Resident(strategy, examples, config.batch_size // strategy.num_replicas_in_sync)
     return _distribute(strategy, training_slices(examples, config), config, first_step)
 
 
 def training_slices(examples: Examples, config: Config) -> SliceOf:
     """What `training` gives, by step."""
+    if isinstance(examples, Noise):
+        return lambda step, start, count: examples.take(start + tf.range(count))
 
     def augmented(step: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, ...]:
         of = (step, config.batch_size, len(examples))
