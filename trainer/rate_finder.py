@@ -115,8 +115,9 @@ def proposal(curve: Curve) -> float | None:
     """The lowest rate at which the loss has fallen nine tenths of all that it falls, to two digits.
 
     Where the loss is lowest, training is about to fail, and the bottom is flat and noisy; where
-    it falls most steeply, a whole training is slower than it could be.  None where the loss
-    falls by no more than it varies from step to step.
+    it falls most steeply, a whole training is slower than it could be.  For SGD, AdamW, LARS and
+    Muon, on digits and photographs, it was within a factor of about 3 of the best of a grid.  None
+    where the loss falls by no more than it varies from step to step.
     """
     beginning = curve.losses[:BEGINNING]
     top, bottom = float(np.mean(beginning)), float(curve.smoothed.min())

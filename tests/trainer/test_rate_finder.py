@@ -1,6 +1,9 @@
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -162,3 +165,17 @@ def test_training_at_the_proposal_beats_a_tenth_and_ten_times_of_it(optimizer: s
         made = launch.train(tmp_path / "digits", tmp_path / f"{factor}", overrides=[*settings, rate])
         losses[factor] = made["metrics"]["loss"]
     assert losses[1.0] == min(losses.values()), losses
+
+
+@pytest.mark.long
+def test_a_signal_ends_it_and_leaves_no_picture(tiny: Path, tmp_path: Path):
+    settings = [f"--set={setting}" for setting in (*TINY, "log_steps=1")]
+    words = ["lr", f"--data={tiny}", f"--output={tmp_path / 'curve.png'}", *settings]
+    with subprocess.Popen([sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if line.startswith("step 3/"))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "stopped by SIGINT after step" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
