@@ -112,7 +112,8 @@ def _ahead(numbers: tf.data.Dataset, element: Callable, config: Config, buffer: 
     elements = numbers.map(element, num_parallel_calls=threads or SHARED_CALLS, deterministic=True)
     options = tf.data.Options()
     options.autotune.enabled = False
-    options.threading.private_threadpool_size = threads
+    if threads:  # 0 would ask for a pool of as many as there are cores
+        options.threading.private_threadpool_size = threads
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return elements.prefetch(buffer).with_options(options)
 
