@@ -112,3 +112,17 @@ def test_training_evaluates_exactly_what_evaluate_does_with_the_export(gib, scen
 def test_a_side_too_small_for_the_automatic_size_is_refused(scenes, tmp_path):
     with pytest.raises(UsageError, match=r"evaluation_side=12: must be at least the image_size, here \d\d"):
         launch.train(scenes, tmp_path / "model", overrides=["evaluation_side=12"])
+
+
+def test_a_model_of_synthetic_data_is_not_taken_for_one_of_the_data(tiny, tmp_path):
+    settings = ["use_synthetic_data=true", "train_epochs=1", "standardization=channel"]
+    manifest = launch.train(tiny, tmp_path / "model", overrides=[*TINY, *settings])
+    assert manifest["config"]["use_synthetic_data"] is True
+    assert manifest["data"]["digest"] != artifact.read_manifest(tiny, "dataset")["digest"]
+    # One image is soon learned; nothing is validated.
+    row = last_row(tmp_path / "model")
+    assert float(row["training_accuracy_top_1"]) > 0.8
+    assert row["accuracy_top_1"] == ""
+    evaluate.run(tmp_path / "model", tiny, tmp_path / "evaluation")
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    assert "trained on another data set, one image of noise, repeated (use_synthetic_data)" in page
