@@ -53,7 +53,9 @@ def digest(config: Config) -> str | None:
     if path.is_dir():
         return saved_model.open_model(path).digest
     if not path.name.endswith(WEIGHTS_FILE):
-        raise UsageError(f"pretrained={path}: must be a model directory, or a Keras weights file, NAME{WEIGHTS_FILE}")
+        raise UsageError(
+            f"pretrained={path}: is neither a model directory nor a Keras weights file, NAME{WEIGHTS_FILE}"
+        )
     if not path.is_file():
         raise DataError(f"{path}: no weights file there")
     return artifact.file_sha256(path)

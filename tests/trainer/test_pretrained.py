@@ -235,7 +235,7 @@ def test_what_is_no_model_is_refused(base: Path, tmp_path: Path):
 
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(
-        UsageError, match=r"notes.txt: must be a model directory, or a Keras weights file, NAME\.weights"
+        UsageError, match=r"notes.txt: is neither a model directory nor a Keras weights file, NAME\.weights"
     ):
         digest(tmp_path / "notes.txt")
     with pytest.raises(DataError, match=r"gone.weights.h5: no weights file there"):
