@@ -30,7 +30,7 @@ class Config:
     use_synthetic_data: bool = knob(False, "train on one batch of noise from memory: the model without the input")
     image_size: int = knob(0, "pixels a side the model sees; 0: the data's own, at most 64", low=0, high=4096)
     evaluation_side: int = knob(
-        0, "pixels of the shorter side before the centre crop in evaluation; 0: the whole image, scaled", low=0
+        0, "pixels that the shorter side gets before the centre is cut out; 0: the whole image, scaled", low=0
     )
     standardization: str = knob(
         "image",
@@ -38,10 +38,10 @@ class Config:
         choices=("image", "channel", "mean"),
     )
     channel_means: tuple[float, ...] = knob(
-        (), "of a channel's values, 0 to 255, unless standardization=image; none: the training images'"
+        (), "of each channel's values or of all, 0 to 255, unless standardization=image; none: the training images'"
     )
     channel_deviations: tuple[float, ...] = knob(
-        (), "of a channel's values, standardization=channel; none: the training images'", low=1e-6
+        (), "of each channel's values or of all, standardization=channel; none: the training images'", low=1e-6
     )
     validation_fraction: float = knob(
         0.1, "share of train held out where the data has no validation split; 0: none", low=0.0, high=0.5
@@ -53,7 +53,9 @@ class Config:
     # Augmentation
     crop_padding: int = knob(-1, "pixels around an image before the random crop; 0: no crop; -1: an eighth", low=-1)
     random_resized_crop: bool = knob(False, "crop a part of random size and shape and scale it; crop_padding is unused")
-    crop_area_min: float = knob(0.05, "smallest share of an image that random_resized_crop takes", low=0.001, high=1.0)
+    crop_area_min: float = knob(
+        0.05, "smallest share of an image that random_resized_crop takes; under 0.1 as 0.1", low=0.001, high=1.0
+    )
     random_flip: str = knob(
         "auto",
         "mirror half the images; alternating: each image in every other epoch; auto: colour only",
