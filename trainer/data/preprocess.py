@@ -49,7 +49,7 @@ def fit(images: tf.Tensor, config: Config) -> tf.Tensor:
     shorter = tf.reduce_min(sides)
     scaled = (sides * side + shorter // 2) // shorter
     # The op under tf.image.resize can leave out what is cut off: an image of 1 by 5,000 pixels,
-    # whose shorter side becomes 256, would take 4 GiB.
+    # whose shorter side becomes 256, would take 4 GB.
     floats = tf.raw_ops.ScaleAndTranslate(
         images=images,
         size=[size, size],
