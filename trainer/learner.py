@@ -12,6 +12,7 @@ from trainer.config import Config
 from trainer.errors import NumericsError
 from trainer.loss_scale import LossScale
 from trainer.models.layers import FusedBatchNormalization
+from trainer.packing import sent
 
 
 class Learner:
@@ -94,7 +95,7 @@ class Learner:
 
         def update(strategy, gradients, statistics, rate, step, finite):
             def each(variables: Sequence[keras.Variable], change, changes, *args):
-                for place, (variable, value) in enumerate(zip(variables, changes, strict=True)):
+                for place, (variable, value) in enumerate(zip(variables, sent(changes, variables), strict=True)):
                     strategy.extended.update(variable.value, change, args=(place, value, *args), group=False)
 
             each(self.trainable, descend, gradients, rate, step, finite)

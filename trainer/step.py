@@ -10,6 +10,7 @@ from trainer.data.preprocess import standardize
 from trainer.draws import Draws
 from trainer.learner import Learner
 from trainer.models.layers import drawing
+from trainer.packing import fetched, pack, unpack
 from trainer.strategy import communication
 
 
@@ -52,8 +53,8 @@ def make_train_step(
         context = tf.distribute.get_replica_context()
         first = context.replica_id_in_sync_group * (config.batch_size // replicas)
         scale = learner.loss_scale.value
-        weights = [variable.value for variable in learner.trainable]
-        rest = [variable.value for variable in learner.network.non_trainable_variables]
+        weights = fetched(learner.trainable)
+        rest = fetched(learner.network.non_trainable_variables)
         mine = differentiate(weights, rest, Batch(*batch), step, first, scale)
         statistics = [statistic / replicas for statistic in mine.statistics]
         local = [*mine.gradients, *statistics, mine.loss, mine.accuracy]
@@ -78,7 +79,7 @@ def make_evaluate_step(learner: Learner, config: Config) -> Callable:
     best = {id(v): b for v, b in zip(learner.network.variables, learner.evaluated(), strict=True)}
 
     def values(variables):
-        return [best[id(variable)].value for variable in variables]
+        return fetched([best[id(variable)] for variable in variables])
 
     def evaluate_step(batch):
         images, labels, weights = batch
@@ -149,8 +150,8 @@ def _sum_over_replicas(context, tensors: Sequence[tf.Tensor], config: Config) ->
     packs = _packs(tensors, config.num_packs)
     options = communication(config)
     # One call each: TensorFlow would make one collective of all that a call is given.
-    flat = [context.all_reduce(tf.distribute.ReduceOp.SUM, _pack(pack), options) for pack in packs]
-    return [tensor for each, pack in zip(flat, packs, strict=True) for tensor in _unpack(each, pack)]
+    flat = [context.all_reduce(tf.distribute.ReduceOp.SUM, pack(each), options) for each in packs]
+    return [tensor for each, like in zip(flat, packs, strict=True) for tensor in unpack(each, like)]
 
 
 def _packs(tensors: Sequence[tf.Tensor], count: int) -> list[list[tf.Tensor]]:
@@ -168,17 +169,8 @@ def _packs(tensors: Sequence[tf.Tensor], count: int) -> list[list[tf.Tensor]]:
     return packs
 
 
-def _pack(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-
-
-def _unpack(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
-    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
 def _all_finite(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.reduce_all(tf.math.is_finite(_pack(tensors)))
+    return tf.reduce_all(tf.math.is_finite(pack(tensors)))
 
 
 def _losses(batch: Batch, logits: tf.Tensor, smoothing: float) -> tf.Tensor:
