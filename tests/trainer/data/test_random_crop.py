@@ -15,7 +15,7 @@ from PIL import Image
 from trainer.config import Config
 from trainer.data import examples, prepare
 from trainer.data.dataset import open_dataset
-from trainer.data.preprocess import random_crop
+from trainer.data.preprocess import decode, random_crop
 from trainer.draws import Draws
 
 SIDE, SIZE = 200, 64
@@ -106,6 +106,20 @@ def test_a_jpeg_and_a_png_of_the_same_image_show_the_same_part():
     smooth = COORDINATES // 2 + 60
     by_png, by_jpeg = (crops(encoded(smooth, form), 20).astype(int) for form in ("PNG", "JPEG"))
     assert abs(by_png - by_jpeg).max() <= 6
+
+
+def test_of_a_jpeg_nothing_below_the_part_is_decoded(boxes):
+    """A file that ends in its middle has all there is to see of a part above."""
+    image = encoded(COORDINATES, "JPEG", quality=95)
+    cut = tf.constant(image[: len(image) * 3 // 4])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(cut, 3)
+    config = Config(image_size=SIZE)
+    above = np.flatnonzero(boxes[:, 1] + boxes[:, 3] < SIDE / 2)
+    assert len(above) > 20
+    for seed in seeds(1000).numpy()[above[:20]]:
+        part = random_crop(cut, tf.constant(seed), config, 3)
+        assert (part.numpy() == random_crop(tf.constant(image), tf.constant(seed), config, 3).numpy()).all()
 
 
 @pytest.mark.parametrize("size", [24, 300])
