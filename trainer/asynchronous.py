@@ -5,8 +5,10 @@ when it has made one.  The batch of a step is a function of the step, whoever ma
 Gradients are applied as they come, to weights that others may have changed meanwhile.
 """
 
+import dataclasses
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable
 
@@ -17,8 +19,8 @@ from trainer import loop
 from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.data import input
-from trainer.data.input import SliceOf
-from trainer.errors import Preempted, UsageError
+from trainer.data.examples import Examples, shared
+from trainer.errors import DataError, Preempted, UsageError
 from trainer.knobs import shown
 from trainer.peers import LOST_SECONDS, Peers, reachable
 
@@ -29,6 +31,7 @@ STRETCHES_PER_WORKER = 4
 POLL_SECONDS = 0.005
 # How long nobody may be there to work, before all has to be started again.
 GONE_SECONDS = 60.0
+LARGEST_GIB = 1.9
 
 
 def check(config: Config) -> None:
@@ -44,6 +47,11 @@ def check(config: Config) -> None:
     ):
         if value := getattr(config, field):
             raise UsageError(f"{field}={shown(value)}: {meaning}")
+
+
+def sendable(config: Config, cluster: Cluster) -> Config:
+    """`config` with what is kept in memory cut to what TensorFlow can send to a worker, under 2 GiB a tensor."""
+    return dataclasses.replace(config, resident_gib=min(config.resident_gib, LARGEST_GIB * cluster.neighbours))
 
 
 class Workers:
@@ -63,9 +71,10 @@ class Workers:
         # What it says in a dozen lines is raised as well, or said by Peers in one.
         logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
 
-    def make_train_call(self, train_step: Callable, slice_of: SliceOf, config: Config) -> loop.TrainCall:
-        """A TrainCall of all workers, whose batches `slice_of` gives."""
+    def make_train_call(self, train_step: Callable, examples: Examples, config: Config) -> loop.TrainCall:
+        """A TrainCall of all workers, with batches of `examples`."""
         steps = loop.make_steps(self._replicas, train_step)
+        slice_of = input.training_slices(shared(examples), config)
 
         def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
             batches = iter(input.stretch(slice_of, first, count, config))
@@ -81,10 +90,12 @@ class Workers:
         return train_call
 
     def make_evaluate_call(
-        self, evaluate_step: Callable, slice_of: SliceOf, steps: int, config: Config
+        self, evaluate_step: Callable, examples: Examples, config: Config
     ) -> Callable[[], tuple[float, float]]:
-        """A function that gives the mean loss and the accuracy over the `steps` batches of `slice_of`."""
+        """A function that gives the mean loss and the accuracy over `examples`."""
         sums = loop.make_sums(self._replicas, evaluate_step)
+        slice_of = input.evaluation_slices(shared(examples), config)
+        steps = input.evaluation_steps(examples, config)
 
         def stretch(first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
             return sums(iter(input.stretch(slice_of, first, count, config)), count)
@@ -112,7 +123,9 @@ class Workers:
                 return np.array([reply.fetch() for reply in replies])
             except tf.errors.UnavailableError as error:
                 gone = [name for name, address in self._addresses.items() if not reachable(address)]
-                raise Preempted(f"{', '.join(gone) or error.message}: gone; start all again") from error
+                raise Preempted(f"{', '.join(gone) or _cause(error)}: gone; start all again") from error
+            except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
+                raise DataError(f"a worker cannot read what the coordinator has read: {_cause(error)}") from error
 
         return run
 
@@ -131,6 +144,12 @@ class Workers:
         for needed in (workers, *([name] for name in silent.keys() - set(workers))):
             if min(silent[name] for name in needed) > GONE_SECONDS:
                 raise Preempted(f"{', '.join(needed)}: gone; start all again")
+
+
+def _cause(error: tf.errors.OpError) -> str:
+    """What went wrong on another machine, out of all that TensorFlow says of where."""
+    lines = (line for line in error.message.splitlines() if re.match(r"(?!Graph |Detected |<stack)\S", line))
+    return re.sub(r".*Iterator::\S+ ", "", next(lines, error.message))
 
 
 def stretches(first: int, count: int, most: int) -> list[tuple[np.int64, np.int64]]:

@@ -120,7 +120,8 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     workers = asynchronous.Workers(replicas, cluster) if cluster.ps else None
     signal = StopSignal()
     _check_batch(config, replicas.num_replicas_in_sync)
-    train, validation = examples.load(dataset, config, cluster.neighbours)
+    kept = asynchronous.sendable(config, cluster) if workers else config
+    train, validation = examples.load(dataset, kept, cluster.neighbours)
     _check_validation(config, validation)
     with replicas.scope():
         network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
@@ -135,7 +136,7 @@ def make_train_call(setup: Setup, rates: list[float], config: Config, first_step
     """The loop's call of the device, at the rate `rates[step]`, with batches from `first_step` on."""
     train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
     if setup.workers:
-        return setup.workers.make_train_call(train_step, input.training_slices(setup.train, config), config)
+        return setup.workers.make_train_call(train_step, setup.train, config)
     batches = input.training(setup.replicas, setup.train, config, first_step)
     return loop.make_train_call(setup.replicas, train_step, batches, config)
 
@@ -226,10 +227,9 @@ def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float
     if setup.validation is None:
         return None
     evaluate_step = step.make_evaluate_step(setup.learner, config)
-    steps = input.evaluation_steps(setup.validation, config)
     if setup.workers:
-        slices = input.evaluation_slices(setup.validation, config)
-        return setup.workers.make_evaluate_call(evaluate_step, slices, steps, config)
+        return setup.workers.make_evaluate_call(evaluate_step, setup.validation, config)
+    steps = input.evaluation_steps(setup.validation, config)
     batches = input.evaluation(setup.replicas, setup.validation, config)
     return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps)
 

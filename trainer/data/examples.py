@@ -12,7 +12,7 @@ from trainer.config import Config
 from trainer.data.dataset import DataSet, read
 from trainer.data.noise import SOURCE, Noise
 from trainer.data.preprocess import pixels, random_crop
-from trainer.data.shards import ShardReader
+from trainer.data.shards import ShardReader, SharedShards
 from trainer.draws import Draws
 from trainer.errors import DataError
 
@@ -72,7 +72,7 @@ class OnDisk:
     is called there.
     """
 
-    shards: ShardReader
+    shards: ShardReader | SharedShards
     numbers: np.ndarray
     labels: np.ndarray
     feature: str
@@ -85,9 +85,7 @@ class OnDisk:
     def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take; with `draws` and random_resized_crop, random parts of the images."""
         numbers = tf.gather(tf.constant(self.numbers), indices)
-        # Stateless, or op determinism would have the input chain make one batch at a time.
-        read = tf.numpy_function(self.shards.read, [numbers], tf.string, stateful=False)
-        serialized = tf.ensure_shape(read, indices.shape)
+        serialized = self.shards.take(numbers)
         encoded = tf.io.parse_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[self.feature]
         config, channels = self.config, self.channels
         spec = tf.TensorSpec([config.image_size, config.image_size, channels], tf.uint8)
@@ -103,6 +101,13 @@ class OnDisk:
     def subset(self, mask: np.ndarray) -> "OnDisk":
         """As Examples.subset."""
         return dataclasses.replace(self, numbers=self.numbers[mask], labels=self.labels[mask])
+
+
+def shared(examples: Examples) -> Examples:
+    """`examples` for functions that other processes run, to which the files are where they are here."""
+    if isinstance(examples, OnDisk) and isinstance(examples.shards, ShardReader):
+        return dataclasses.replace(examples, shards=SharedShards(examples.shards))
+    return examples
 
 
 def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples, Examples | None]:

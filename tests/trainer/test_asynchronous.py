@@ -1,0 +1,289 @@
+"""Parameter servers: each step once, by whoever is free, and an end for all of them."""
+
+import csv
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import artifact
+from trainer.asynchronous import stretches
+from trainer.cluster import Cluster, to_tf_config
+from trainer.launch import local
+
+SETTINGS = ["strategy=parameter_server", "resnet_size=8", "batch_size=32", "train_epochs=3", "dtype=fp32"]
+ENDLESS = ["train_epochs=100000", "checkpoint_steps=20"]
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    flags = [word if word.startswith("--") else f"--set={word}" for word in (*SETTINGS, *more)]
+    return [sys.executable, "-m", "trainer", "train", f"--data={data}", f"--output={output}", *flags]
+
+
+def run(data: Path, output: Path, *more: str, expect: int = 0) -> str:
+    done = subprocess.run(command(data, output, *more), capture_output=True, text=True, timeout=400)
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def history(model: Path) -> list[dict[str, float]]:
+    with open(model / "history.csv") as stream:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def variables(model: Path) -> dict[str, np.ndarray]:
+    newest = max((model.parent / f"{model.name}.run" / "checkpoints").glob("step-*"))
+    with np.load(newest / "variables.npz") as stored:
+        return dict(stored)
+
+
+def applied(model: Path) -> int:
+    """How often the optimizer has changed the weights."""
+    (count,) = (value for name, value in variables(model).items() if name.endswith("/iteration"))
+    return int(count)
+
+
+@dataclasses.dataclass
+class Started:
+    """The processes of one cluster by name, each started as on a machine of its own."""
+
+    cluster: dict[str, Cluster]
+    words: list[str]
+    processes: dict[str, subprocess.Popen[str]] = dataclasses.field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        environment = os.environ | {"TF_CONFIG": to_tf_config(self.cluster[name])}
+        self.processes[name] = subprocess.Popen(self.words, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def until(self, name: str, words: str) -> None:
+        """Reads what `name` says until it has said `words`."""
+        said = []
+        for line in self.processes[name].stderr:
+            said.append(line)
+            if words in line:
+                return
+        pytest.fail("".join(said))
+
+    def end(self, name: str, within: float) -> tuple[int, str]:
+        """The exit code and the last line of `name`."""
+        said = self.processes[name].communicate(timeout=within)[1]
+        return self.processes[name].returncode, said.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def start(tiny: Path, tmp_path: Path) -> Iterator:
+    started = []
+
+    def start(workers: int, *more: str) -> Started:
+        members = {member.name: member for member in local.members(workers, "parameter_server")}
+        started.append(Started(members, command(tiny, tmp_path / "model", *more)))
+        for name in members:
+            started[0].start(name)
+        return started[0]
+
+    yield start
+    for process in started[0].processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 8), (7, 8), (8, 8), (9, 8), (100, 8), (3, 1)])
+def test_stretches_are_all_the_steps_once_and_about_as_long(count: int, most: int):
+    found = stretches(1000, count, most)
+    steps = [step for first, length in found for step in range(first, first + length)]
+    assert steps == list(range(1000, 1000 + count))
+    assert len(found) == min(count, most)
+    lengths = [length for _, length in found]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_two_workers_make_each_step_once_and_learn(tiny: Path, tmp_path: Path):
+    said = run(tiny, tmp_path / "model", "--workers=2", "optimizer=adamw", "learning_rate=0.01")
+    assert "[chief] strategy parameter_server: chief of 2, 1 replicas" in said
+    assert "[worker 1] serving at " in said
+    assert "[ps 0] serving at " in said
+    manifest = artifact.verify(tmp_path / "model", "model")
+    assert manifest["workers"] == 2
+    rows = history(tmp_path / "model")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert applied(tmp_path / "model") == rows[-1]["step"] == 48
+    assert rows[-1]["eval_loss"] < 0.9 * rows[0]["eval_loss"]
+
+
+WAYS = {
+    "averaged": ["optimizer=adamw", "learning_rate=0.01", "ema_decay=0.9", "clip_norm=1", "norm_group=16"],
+    "in half": ["dtype=fp16", "gradient_accumulation=2", "nesterov=true", "label_smoothing=0.1"],
+    "mixed": ["mixup=0.4", "dropout=0.2", "stochastic_depth=0.2", "random_erasing=0.2", "resident_gib=0"],
+    "compiled": ["enable_xla=true", "optimizer=muon", "learning_rate=0.02", "steps_per_loop=3", "num_packs=0"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+def test_with_one_worker_parameter_servers_change_no_bit(way: str, tiny: Path, tmp_path: Path):
+    """One worker makes the steps in their order; where the variables are makes no difference."""
+    for name, strategy in (("alone", "one_device"), ("served", "parameter_server")):
+        # The threads that the worker of a machine has, whoever else is there.
+        run(tiny, tmp_path / name, *WAYS[way], f"strategy={strategy}", "intra_op_threads=1")
+    alone, served = variables(tmp_path / "alone"), variables(tmp_path / "served")
+    assert alone.keys() == served.keys()
+    differing = [name for name, value in alone.items() if value.tobytes() != served[name].tobytes()]
+    assert not differing
+    for row, same in zip(history(tmp_path / "alone"), history(tmp_path / "served"), strict=True):
+        assert same == pytest.approx(row, rel=1e-6)  # sums of another order
+
+
+@pytest.mark.long
+def test_two_parameter_servers_hold_what_one_would(tiny: Path, tmp_path: Path, start):
+    chief, ps, worker = local.members(1, "parameter_server")
+    another = f"127.0.0.1:{local._free_ports(1)[0]}"
+    two = [dataclasses.replace(member, ps=(*chief.ps, another)) for member in (chief, ps, worker)]
+    two.append(dataclasses.replace(two[1], index=1))
+    cluster = Started({member.name: member for member in two}, command(tiny, tmp_path / "two", "ema_decay=0.9"))
+    for name in cluster.cluster:
+        cluster.start(name)
+    ended = {name: cluster.end(name, 200) for name in cluster.cluster}
+    assert {code for code, _ in ended.values()} == {0}, ended
+    run(tiny, tmp_path / "one", "ema_decay=0.9")
+    one, both = variables(tmp_path / "one"), variables(tmp_path / "two")
+    assert not [name for name, value in one.items() if value.tobytes() != both[name].tobytes()]
+
+
+@pytest.mark.long
+def test_the_loss_falls_as_with_one_device(tiny: Path, tmp_path: Path):
+    settings = ["train_epochs=6", "learning_rate=0.1"]
+    run(tiny, tmp_path / "alone", *settings, "strategy=one_device")
+    run(tiny, tmp_path / "served", *settings, "--workers=3")
+    alone, served = history(tmp_path / "alone"), history(tmp_path / "served")
+    assert served[-1]["loss"] < 0.5 * served[0]["loss"]
+    assert served[-1]["eval_loss"] == pytest.approx(alone[-1]["eval_loss"], abs=0.3)
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tiny: Path, tmp_path: Path):
+    output = tmp_path / "model"
+    with subprocess.Popen(
+        command(tiny, output, "--workers=2", *ENDLESS, "schedule=constant"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(line for line in process.stderr if "] epoch 4" in line)
+        members = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in (process.pid, *map(int, members)):
+            os.kill(pid, signal.SIGKILL)
+    before = max((tmp_path / "model.run" / "checkpoints").glob("step-*"))
+    said = run(tiny, output, "--workers=2", *ENDLESS, "schedule=constant", "train_steps=160")
+    step = int(before.name.removeprefix("step-"))
+    assert f"[chief] going on after step {step}" in said
+    rows = history(output)
+    assert [row["step"] for row in rows] == [16 * (epoch + 1) for epoch in range(10)]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert applied(output) == 160
+
+
+@pytest.mark.long
+def test_a_loss_that_is_not_finite_ends_all_with_the_step(tiny: Path, tmp_path: Path):
+    said = run(tiny, tmp_path / "model", "--workers=2", "learning_rate=1e30", "warmup_epochs=0", expect=4)
+    assert "the loss or a gradient is not finite" in said.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_training_goes_on_without_a_worker_and_with_it_again(start):
+    cluster = start(2, *ENDLESS, "log_steps=1")
+    cluster.until("chief", "epoch 1/")
+    cluster.processes["worker 1"].kill()
+    cluster.processes["worker 1"].wait()
+    cluster.until("chief", "worker 1 at ")
+    cluster.until("chief", "epoch ")
+    cluster.start("worker 1")
+    cluster.until("chief", " is back")
+    cluster.processes["worker 0"].kill()
+    for _ in range(3):
+        cluster.until("chief", "epoch ")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_who_serves_within_seconds(number: int, code: int, start):
+    cluster = start(1, *ENDLESS)
+    cluster.until("chief", "epoch 1/")
+    for name in ("worker 0", "ps 0"):
+        cluster.processes[name].send_signal(number)
+    for name in ("worker 0", "ps 0"):
+        assert cluster.end(name, 20) == (code, f"python -m trainer: {name} stopped by {signal.Signals(number).name}")
+    assert cluster.end("chief", 60)[0] == 143
+
+
+@pytest.mark.long
+def test_without_the_coordinator_the_others_end_and_can_be_started_again(start):
+    cluster = start(1, *ENDLESS)
+    cluster.until("chief", "epoch 1/")
+    cluster.processes["chief"].kill()
+    for name in ("worker 0", "ps 0"):
+        code, said = cluster.end(name, 40)
+        assert code == 143
+        assert "the coordinator at 127.0.0.1:" in said
+
+
+@pytest.mark.long
+def test_when_the_coordinator_has_finished_all_end_well(start, tmp_path: Path):
+    cluster = start(1, "train_epochs=1")
+    ended = {name: cluster.end(name, 200) for name in cluster.cluster}
+    assert {code for code, _ in ended.values()} == {0}, ended
+    assert artifact.verify(tmp_path / "model", "model")["workers"] == 1
+
+
+@pytest.mark.long
+def test_without_its_parameter_server_training_ends(start):
+    cluster = start(2, *ENDLESS)
+    cluster.until("chief", "epoch 1/")
+    cluster.processes["ps 0"].kill()
+    code, said = cluster.end("chief", 60)
+    assert code == 143
+    assert "ps 0: gone; start all again" in said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_saves_and_ends_all(number: int, code: int, tiny: Path, tmp_path: Path):
+    with subprocess.Popen(
+        command(tiny, tmp_path / "model", "--workers=2", *ENDLESS), stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(line for line in process.stderr if "] epoch 1/" in line)
+        members = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(members) == 4
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == code, rest
+    assert "Traceback" not in rest
+    assert list((tmp_path / "model.run" / "checkpoints").glob("step-*"))
+    assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.long
+def test_a_shard_that_a_worker_cannot_read_is_named(tiny: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny, data)
+    with subprocess.Popen(
+        command(data, tmp_path / "model", "resident_gib=0", *ENDLESS), stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(line for line in process.stderr if "] epoch 1/" in line)
+        (shard,) = data.glob("*-train.tfrecord*")
+        shard.unlink()
+        rest = process.stderr.read()
+    assert process.returncode == 3, rest
+    assert f"a worker cannot read what the coordinator has read: {shard}; No such file or directory" in rest
+    assert "Traceback" not in rest
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("setting", ["lookahead_steps=5", "run_eagerly=true", "profile_steps=2,3"])
+def test_what_means_nothing_with_parameter_servers_is_refused_by_name(setting: str, tiny: Path, tmp_path: Path):
+    said = run(tiny, tmp_path / "model", setting, expect=2)
+    assert said.splitlines()[-1].startswith(f"python -m trainer: {setting}: ")
