@@ -68,6 +68,41 @@ def cifar10_resnet56() -> Config:
     return replace(cifar10_resnet20(), resnet_size=56)
 
 
+def cifar10_fast() -> Config:
+    """The network and training of Jordan 2024 (arXiv 2404.00498), ten epochs on 32 by 32 colour images.
+
+    The paper has 0.94 on CIFAR-10, by means of images that are shifted and mirrored when it is
+    tested too (literature); here each is looked at once.
+
+    python -m trainer train --data=runs/cifar10 --recipe=cifar10_fast --output=runs/cifar10-model
+    """
+    return replace(
+        default(),
+        model="fast_cifar",
+        train_epochs=10,
+        batch_size=1024,
+        image_size=32,
+        crop_padding=2,
+        random_flip="alternating",
+        standardization="channel",
+        validation_fraction=0.0,
+        label_smoothing=0.2,
+        norm_momentum=0.6,
+        learning_rate=1.5,  # the paper's 11.5 is of 1024 · (1 + 1 / (1 − momentum)) losses summed
+        learning_rate_batch=1024,
+        learning_rate_factors=(("norm", 64.0),),
+        momentum=0.85,
+        nesterov=True,
+        weight_decay=6.6e-4,  # of a square; the paper's 0.0153 is of the same sum, whatever the rate
+        weight_decay_factors=(("norm", 1 / 64),),
+        schedule="triangular",
+        warmup_epochs=2.3,
+        warmup_from=0.2,
+        decay_to=0.07,
+        lookahead_steps=5,
+    )
+
+
 def imagenet_resnet50() -> Config:
     """ResNet-50 v1.5 on ImageNet in 90 epochs, as TensorFlow's official trainer of 2019 did it.
 
@@ -156,6 +191,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "cifar10_resnet20": cifar10_resnet20,
     "cifar10_resnet56": cifar10_resnet56,
+    "cifar10_fast": cifar10_fast,
     "imagenet_resnet50": imagenet_resnet50,
     "imagenet_resnet50_modern": imagenet_resnet50_modern,
     "finetune": finetune,

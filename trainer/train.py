@@ -125,6 +125,7 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
     _check_validation(config, validation)
     with replicas.scope():
         network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+    models.adapt(network, config, train)
     pretrained.start(network, config, dataset.class_names)
     with replicas.scope():
         learner = Learner(config, network)

@@ -6,12 +6,16 @@ import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data.examples import Examples
+from trainer.data.preprocess import standardize
 from trainer.errors import UsageError
 from trainer.models.cifar_resnet import cifar_resnet
+from trainer.models.fast_cifar import WHITENED_IMAGES, Whitening, fast_cifar
 from trainer.models.imagenet_resnet import imagenet_resnet
 
 MODELS: dict[str, Callable[[Config, tuple[int, int, int], int, str], keras.Model]] = {
     "cifar_resnet": cifar_resnet,
+    "fast_cifar": fast_cifar,
     "imagenet_resnet": imagenet_resnet,
 }
 
@@ -32,3 +36,11 @@ def build(config: Config, image_shape: tuple[int, int, int], classes: int, polic
     ):
         raise UsageError("data_format=channels_first: a CPU has no such convolutions in fp16; dtype=bf16 or fp32 has")
     return MODELS[config.model](config, image_shape, classes, policy)
+
+
+def adapt(network: keras.Model, config: Config, train: Examples) -> None:
+    """Sets the weights of `network` that follow from what the training images look like, where it has such."""
+    for layer in network.layers:
+        if isinstance(layer, Whitening):
+            images, _ = train.take(tf.range(min(len(train), WHITENED_IMAGES), dtype=tf.int64))
+            layer.adapt(standardize(images, config).numpy())

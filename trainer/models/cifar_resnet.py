@@ -4,7 +4,7 @@ import keras
 
 from trainer.config import Config
 from trainer.errors import UsageError
-from trainer.models.residual import Parts
+from trainer.models.parts import Parts
 
 FILTERS = (16, 32, 64)
 

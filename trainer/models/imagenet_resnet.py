@@ -4,7 +4,7 @@ import keras
 
 from trainer.config import Config
 from trainer.errors import UsageError
-from trainer.models.residual import Parts
+from trainer.models.parts import Parts
 
 # Blocks of each stage.  200: He et al. 2016, arXiv 1603.05027, appendix.
 BLOCKS = {
@@ -39,7 +39,7 @@ def imagenet_resnet(config: Config, image_shape: tuple[int, int, int], classes: 
     images = keras.Input(image_shape, dtype="float32")
     x = parts.padded(parts.turned(images), 3)
     x = parts.relu(parts.conv_norm(x, 64, 7, strides=2, padding="valid", name="stem"))
-    x = parts.max_pool(x)
+    x = parts.max_pool(x, 3)
     done = 0
     for stage, (count, filters) in enumerate(zip(blocks, FILTERS, strict=True)):
         for block in range(count):

@@ -41,6 +41,7 @@ class FusedBatchNormalization(keras.layers.Layer):
     0 takes the whole of the replica's slice.  A frozen layer, one with trainable=False,
     normalises by its moving statistics in training too, and leaves them.  Source: Ioffe and
     Szegedy 2015, arXiv 1502.03167; groups of a fixed size: Hoffer et al. 2017, arXiv 1705.08741.
+    With `scaled` off the scale stays 1.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class FusedBatchNormalization(keras.layers.Layer):
         epsilon: float = 1e-5,
         group: int = 0,
         data_format: str = "channels_last",
+        scaled: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.scaled = scaled
         self.momentum = momentum
         self.epsilon = epsilon
         self.group = group
@@ -68,7 +71,7 @@ class FusedBatchNormalization(keras.layers.Layer):
                 autocast=False,
             )  # fmt: skip
 
-        self.scale = weight("scale", "ones", True)
+        self.scale = weight("scale", "ones", self.scaled)
         self.offset = weight("offset", "zeros", True)
         self.moving_mean = weight("moving_mean", "zeros", False)
         self.moving_variance = weight("moving_variance", "ones", False)
@@ -108,7 +111,7 @@ class FusedBatchNormalization(keras.layers.Layer):
 
     def get_config(self):
         """What `from_config` needs."""
-        own = ("momentum", "epsilon", "group", "data_format")
+        own = ("momentum", "epsilon", "group", "data_format", "scaled")
         return super().get_config() | {name: getattr(self, name) for name in own}
 
 
@@ -150,31 +153,38 @@ def _thinned(inputs: tf.Tensor, share: float, name: str, shape: tuple[int, ...])
 
 
 class ShiftedMaxPooling(keras.layers.Layer):
-    """The largest of 3 by 3 pixels, every second pixel, by comparing shifted images [N, H, W, C].
+    """The largest of `size` by `size` pixels, 2 or 3, every second pixel, by comparing shifted images [N, H, W, C].
 
     XLA refuses the gradient of keras.layers.MaxPooling2D where ops must be deterministic
     (tensorflow#69417).  This one has the same values and gradient, bit for bit; not compiled it
     is fifty times slower.
     """
 
-    def __init__(self, data_format: str = "channels_last", **kwargs):
+    def __init__(self, size: int = 3, data_format: str = "channels_last", **kwargs):
         super().__init__(**kwargs)
+        self.size = size
         self.rows, self.columns = (2, 3) if data_format == "channels_first" else (1, 2)
 
     def call(self, inputs):
-        """[N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C], or with the channels first; padded as TensorFlow's SAME."""
+        """[N, H, W, C] to [N, H/2, W/2, C], or with the channels first.
+
+        For 3 it is padded as TensorFlow's SAME, for 2 an odd last row or column is left out.
+        """
         sides = {axis: inputs.shape[axis] for axis in (self.rows, self.columns)}
         padding = [[0, 0]] * 4
         for axis, side in sides.items():
             # SAME puts the odd pixel of padding after the image.
-            padding[axis] = [side % 2, 1]
+            padding[axis] = [side % 2, 1] if self.size == 3 else [0, 0]
         padded = tf.pad(inputs, padding, constant_values=inputs.dtype.min)
 
         def shifted(down: int, right: int) -> tf.Tensor:
             cut = [slice(None)] * 4
             for axis, first in ((self.rows, down), (self.columns, right)):
-                cut[axis] = slice(first, first + sides[axis], 2)
+                side = sides[axis] if self.size == 3 else sides[axis] // 2 * 2
+                cut[axis] = slice(first, first + side, 2)
             return padded[tuple(cut)]
 
         # On a tie tf.maximum's gradient goes to its first argument, as MaxPoolGrad's goes to the first pixel.
-        return functools.reduce(tf.maximum, [shifted(down, right) for down in range(3) for right in range(3)])
+        return functools.reduce(
+            tf.maximum, [shifted(down, right) for down in range(self.size) for right in range(self.size)]
+        )

@@ -1,4 +1,4 @@
-"""What residual networks are built of: convolutions with their norm, the end of a block, the last layer."""
+"""What the networks are built of: convolutions and norms, the end of a residual block, the last layer."""
 
 import dataclasses
 
@@ -31,23 +31,35 @@ class Parts:
         """How many channels `x` has."""
         return x.shape[1 if self.layout == "channels_first" else 3]
 
-    def conv_norm(self, x, filters: int, size: int, *, name: str, strides: int = 1, padding: str = "same"):
-        """A convolution and its norm."""
-        x = keras.layers.Conv2D(
+    def conv(
+        self, x, filters: int, size: int, *, name: str, strides: int = 1, padding: str = "same", start="he_normal"
+    ):
+        """A convolution, whose kernel the Keras initializer `start` draws."""
+        return keras.layers.Conv2D(
             filters,
             size,
             strides,
             padding,
             self.layout,
             use_bias=self.config.conv_bias,
-            kernel_initializer="he_normal",
+            kernel_initializer=start,
             dtype=self.policy,
             name=f"{name}_conv",
         )(x)
+
+    def norm(self, x, *, name: str, scaled: bool = True):
+        """The normalisation that the config asks for."""
         if self.config.norm == "none":
             return x
         momentum, epsilon, group = self.config.norm_momentum, self.config.norm_epsilon, self.config.norm_group
-        return FusedBatchNormalization(momentum, epsilon, group, self.layout, dtype=self.policy, name=f"{name}_norm")(x)
+        layer = FusedBatchNormalization(
+            momentum, epsilon, group, self.layout, scaled, dtype=self.policy, name=f"{name}_norm"
+        )
+        return layer(x)
+
+    def conv_norm(self, x, filters: int, size: int, *, name: str, strides: int = 1, padding: str = "same"):
+        """A convolution and its norm."""
+        return self.norm(self.conv(x, filters, size, name=name, strides=strides, padding=padding), name=name)
 
     def padded(self, x, pixels: int):
         """Zeros around the image."""
@@ -57,11 +69,11 @@ class Parts:
         """What is above zero."""
         return keras.layers.ReLU(dtype=self.policy)(x)
 
-    def max_pool(self, x):
-        """The largest of 3 by 3 pixels, every second pixel."""
+    def max_pool(self, x, size: int):
+        """The largest of 2 by 2 or 3 by 3 pixels, every second pixel."""
         if self.config.enable_xla:
-            return ShiftedMaxPooling(self.layout, dtype=self.policy)(x)
-        return keras.layers.MaxPooling2D(3, 2, "same", self.layout, dtype=self.policy)(x)
+            return ShiftedMaxPooling(size, self.layout, dtype=self.policy)(x)
+        return keras.layers.MaxPooling2D(size, 2, "same" if size == 3 else "valid", self.layout, dtype=self.policy)(x)
 
     def add(self, branch, shortcut, *, depth: float, name: str):
         """The end of a block that is `depth` of the way through the network, the last being 1."""
@@ -70,10 +82,14 @@ class Parts:
             branch = StochasticDepth(share, dtype=self.policy, name=f"{name}_depth")(branch)
         return self.relu(keras.layers.Add(dtype=self.policy)([branch, shortcut]))
 
+    def dropout(self, x):
+        """What goes into the last layer, float32, thinned where the config asks for it."""
+        if not self.config.dropout:
+            return x
+        return Dropout(self.config.dropout, dtype="float32", name="dropout")(x)
+
     def logits(self, x, classes: int):
         """Global average pooling and the last layer: float32 [N, classes]."""
-        x = keras.layers.GlobalAveragePooling2D(self.layout, dtype="float32")(x)
-        if self.config.dropout:
-            x = Dropout(self.config.dropout, dtype="float32", name="dropout")(x)
+        x = self.dropout(keras.layers.GlobalAveragePooling2D(self.layout, dtype="float32")(x))
         initializer = keras.initializers.RandomNormal(stddev=0.01)
         return keras.layers.Dense(classes, kernel_initializer=initializer, dtype="float32", name="logits")(x)

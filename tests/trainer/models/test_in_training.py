@@ -13,9 +13,10 @@ from trainer.errors import UsageError
 from trainer.learner import Learner
 from trainer.train import POLICIES
 
-SIDES = {"cifar_resnet": 8, "imagenet_resnet": 32}
+SIDES = {"cifar_resnet": 8, "imagenet_resnet": 32, "fast_cifar": 16}
 CIFAR = {"model": "cifar_resnet", "resnet_size": 8}
 IMAGENET = {"model": "imagenet_resnet", "resnet_size": 18}
+FAST = {"model": "fast_cifar"}
 RANDOM_LAYERS = {"dropout": 0.3, "stochastic_depth": 0.5}
 STEPS = 4
 
@@ -62,9 +63,10 @@ def test_channels_first_follows_the_curve_of_channels_last(way, channels_last):
 @pytest.mark.parametrize(
     "way", [{}, {"enable_xla": True}, {"run_eagerly": True}], ids=lambda way: next(iter(way), "graph")
 )
-def test_channels_first_with_pooling_follows_the_curve_of_channels_last(way):
-    found = train(calls=(1, 1), **IMAGENET, data_format="channels_first", **way)
-    assert_close(found, train(calls=(1, 1), **IMAGENET), 1e-3)
+@pytest.mark.parametrize("network", [IMAGENET, FAST], ids=lambda network: network["model"])
+def test_channels_first_with_pooling_follows_the_curve_of_channels_last(way, network):
+    found = train(calls=(1, 1), **network, data_format="channels_first", **way)
+    assert_close(found, train(calls=(1, 1), **network), 1e-3)
 
 
 def test_xla_follows_the_curve_without_it_with_what_is_drawn_at_random():
