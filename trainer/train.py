@@ -72,7 +72,7 @@ def run(
 
     setup = set_up(config, dataset, cluster)
     learner, plan = setup.learner, setup.plan
-    state = _restore(checkpoints, learner, setup.mean)
+    state = _restore(config, checkpoints, learner, setup.mean)
     rates = schedule.learning_rates(config, plan)
     after_each_call = [
         actions.record_epochs(config, plan, rates, _validation(setup, config)),
@@ -235,7 +235,7 @@ def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float
     return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps)
 
 
-def _restore(checkpoints: Checkpoints, learner: Learner, mean: Callable[[float], float]) -> loop.State:
+def _restore(config: Config, checkpoints: Checkpoints, learner: Learner, mean: Callable[[float], float]) -> loop.State:
     """The state to go on from, the learner set to it; a fresh one where there is no checkpoint."""
     state = loop.State()
     if found := checkpoints.restore():
@@ -244,7 +244,8 @@ def _restore(checkpoints: Checkpoints, learner: Learner, mean: Callable[[float],
         state = loop.State(**stored)
         logger.info("going on after step %d", state.step)
     with loop.lost_peers(state):
-        if not _all_have(json.dumps(checkpoints.identity, sort_keys=True), mean):
+        # Also what is incidental: it may change which calls a worker makes, and all must make the same.
+        if not _all_have(json.dumps([to_dict(config), checkpoints.identity], sort_keys=True), mean):
             raise UsageError("the workers differ in Config, data or precision; give all the same --data and --set")
         if not _all_have(str(state.step), mean):
             raise UsageError(f"{checkpoints.directory}: not the same for all workers; --run_dir must be shared by all")

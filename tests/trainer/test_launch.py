@@ -148,14 +148,15 @@ def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
     assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
 
 
-def test_workers_that_train_different_things_are_refused(tiny: Path, tmp_path: Path):
+@pytest.mark.parametrize("field", ["seed", pytest.param("steps_per_loop", marks=pytest.mark.long)])
+def test_workers_that_train_different_things_or_differently_are_refused(field: str, tiny: Path, tmp_path: Path):
     from trainer.launch.local import _free_ports
 
     addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
     processes = []
     for index in range(2):
         environment = os.environ | {"TF_CONFIG": to_tf_config(Cluster(addresses, index))}
-        other = command(tiny, tmp_path / f"model{index}", f"--set=seed={index}")
+        other = command(tiny, tmp_path / f"model{index}", f"--set={field}={index + 1}")
         processes.append(subprocess.Popen(other, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=200)[1] for process in processes]
     assert 2 in [process.returncode for process in processes], said
