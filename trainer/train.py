@@ -71,29 +71,17 @@ def run(
         checkpoints.clear()
 
     setup = set_up(config, dataset, cluster)
-    learner, plan = setup.learner, setup.plan
-    state = _restore(config, checkpoints, learner, setup.mean)
-    rates = schedule.learning_rates(config, plan)
-    after_each_call = [
-        actions.record_epochs(config, plan, rates, _validation(setup, config)),
-        *(_of_the_chief(config, setup, checkpoints, state, run_dir) if cluster.chief else ()),
-        actions.stop_on_signal(setup.signal),
-    ]
-    train_call = make_train_call(setup, rates, config, state.step)
-    abreast = cluster.size if cluster.ps else 1
-    with profiler.tracing(config, run_dir / "tensorboard", state, chief=cluster.chief) as tracing:
-        loop.run(train_call, plan, state, config, setup.mean, [*tracing, *after_each_call], abreast)
+    state = _restore(config, checkpoints, setup.learner, setup.mean)
+    _train(config, setup, state, cluster, checkpoints, run_dir)
 
     result = actions.result(config, state)
     manifest = _manifest(config, dataset, request, result)
     if not cluster.chief:
         return manifest
-    if state.stopped:
-        logger.info("stopped: %s", state.stopped)
     if result["step"] != state.step:
         logger.info("epoch %s was best; its weights are exported", result["epoch"])
-        learner.assign(checkpoints.variables_of(result["step"]))
-    weights = [variable.numpy() for variable in learner.evaluated()]
+        setup.learner.assign(checkpoints.variables_of(result["step"]))
+    weights = [variable.numpy() for variable in setup.learner.evaluated()]
     return export.write(output, manifest, config, weights, state.history, clean=clean)
 
 
@@ -131,6 +119,24 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
         learner = Learner(config, network)
     plan = schedule.plan(config, len(train))
     return Setup(replicas, workers, signal, train, validation, plan, learner, loop.make_mean(replicas))
+
+
+def _train(
+    config: Config, setup: Setup, state: loop.State, cluster: Cluster, checkpoints: Checkpoints, run_dir: Path
+) -> None:
+    """Trains from `state` to the end of the plan, or until something stops it."""
+    rates = schedule.learning_rates(config, setup.plan)
+    after_each_call = [
+        actions.record_epochs(config, setup.plan, rates, _validation(setup, config)),
+        *(_of_the_chief(config, setup, checkpoints, state, run_dir) if cluster.chief else ()),
+        actions.stop_on_signal(setup.signal),
+    ]
+    train_call = make_train_call(setup, rates, config, state.step)
+    abreast = cluster.size if cluster.ps else 1
+    with profiler.tracing(config, run_dir / "tensorboard", state, chief=cluster.chief) as tracing:
+        loop.run(train_call, setup.plan, state, config, setup.mean, [*tracing, *after_each_call], abreast)
+    if state.stopped and cluster.chief:
+        logger.info("stopped: %s", state.stopped)
 
 
 def make_train_call(setup: Setup, rates: list[float], config: Config, first_step: int) -> loop.TrainCall:
