@@ -27,6 +27,7 @@ BACKBONE = "backbone"
 
 # What decides which variables a network has, beside image channels and classes.
 ARCHITECTURE = ("model", "resnet_size", "conv_bias", "norm")
+STANDARDIZATION = ("standardization", "channel_means", "channel_deviations")
 
 
 class Origin(NamedTuple):
@@ -127,7 +128,7 @@ def _of_file(file: Path, network: keras.Model) -> Origin:
     try:
         with h5py.File(file) as stored:
             layers = dict(_layers(stored))
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{file}: not readable as a Keras weights file: {error}") from None
     names = {layer.name: [variable.path for variable in layer.variables] for layer in network.layers}
     weights = {}
@@ -145,7 +146,7 @@ def _layers(stored: h5py.File) -> Iterator[tuple[str, list[np.ndarray]]]:
     layers = _held(stored, "layers")
     for key in layers:
         variables = _held(_held(layers, key), "vars")
-        arrays = [_held(variables, str(place))[()] for place in range(len(variables))]
+        arrays = [np.asarray(_held(variables, str(place))[()], np.float32) for place in range(len(variables))]
         yield str(variables.attrs["name"] if arrays else key), arrays
 
 
@@ -168,20 +169,21 @@ def _check(origin: Origin, network: keras.Model, config: Config) -> None:
         if here != there and not _is_last(path):
             words = f"{path} is {_shape(there)} there and {_shape(here)} here"
             raise UsageError(f"pretrained={config.pretrained}: {words}; {_remedy(origin, config)}")
-    differs = origin.config and origin.config.get("standardization") != config.standardization
-    if origin.config and differs:
-        before = origin.config.get("standardization")
-        logger.warning("%s saw images with standardization=%s; set that", config.pretrained, before)
+    if differs := _differing(origin, config, STANDARDIZATION):
+        logger.warning("%s saw its images with %s; set that here too", config.pretrained, differs)
 
 
 def _remedy(origin: Origin, config: Config) -> str:
     if origin.config is None:
         return f"set {', '.join(ARCHITECTURE)} to what it was made with"
-    ours = to_dict(config)
-    differs = [name for name in ARCHITECTURE if origin.config.get(name) != ours[name]]
-    if not differs:
-        return "another version made it"
-    return f"set {' '.join(f'{name}={shown(origin.config.get(name))}' for name in differs)}, as it was trained"
+    differs = _differing(origin, config, ARCHITECTURE)
+    return f"set {differs}, as it was trained" if differs else "another version made it"
+
+
+def _differing(origin: Origin, config: Config, names: Sequence[str]) -> str:
+    """The fields among `names` that the origin had another value of, as --set takes them."""
+    before, now = origin.config or {}, to_dict(config)
+    return " ".join(f"{name}={shown(before[name])}" for name in names if name in before and before[name] != now[name])
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -226,7 +226,7 @@ def test_frozen_needs_something_to_keep():
 def test_standardisation_that_differs_is_said(base: Path, caplog):
     config = Config(resnet_size=14, pretrained=str(base), standardization="mean", channel_means=(1.0,))
     pretrained.start(network(), config, DIGITS)
-    assert f"{base} saw images with standardization=image; set that" in caplog.text
+    assert f"{base} saw its images with standardization=image channel_means=; set that here too" in caplog.text
 
 
 def test_what_is_no_model_is_refused(base: Path, tmp_path: Path):
@@ -266,7 +266,7 @@ def test_a_model_without_a_list_of_weights_is_refused(tmp_path: Path):
         pretrained.start(network(), Config(resnet_size=14, pretrained=str(tmp_path / "model")), ["dark", "light"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "not finite", "elsewhere"])
+@pytest.mark.parametrize("damage", ["cut", "not finite", "words", "elsewhere"])
 def test_a_damaged_weights_file_is_refused(damage: str, tmp_path: Path):
     source = network()
     if damage == "not finite":
@@ -277,6 +277,10 @@ def test_a_damaged_weights_file_is_refused(damage: str, tmp_path: Path):
         file.write_bytes(file.read_bytes()[:5000])
     elif damage == "not finite":
         words = "stem_conv/kernel is not finite"
+    elif damage == "words":
+        with h5py.File(file, "r+") as stored:
+            del stored["layers/conv2d/vars/0"]
+            stored["layers/conv2d/vars/0"] = "weights"
     else:
         with h5py.File(tmp_path / "secret.h5", "w") as secret:
             secret["kernel"] = np.zeros((3, 3, 1, 16), np.float32)
