@@ -185,3 +185,90 @@ def test_what_is_written_for_a_worker_is_read_back(index):
 def test_neighbours_are_counted_by_host():
     workers = ("a:1", "a:2", "b:1", "a:3", "[::1]:1", "[::1]:2")
     assert [Cluster(workers, index).neighbours for index in range(6)] == [3, 3, 1, 3, 2, 2]
+
+
+JOBS = {"chief": ["c:1"], "worker": ["a:1", "b:1"], "ps": ["p:1", "a:2"]}
+
+
+def served(job: str = "chief", index: int = 0, **jobs) -> dict[str, str]:
+    described = {"cluster": {**JOBS, **jobs}, "task": {"type": job, "index": index}}
+    return {"TF_CONFIG": json.dumps(described)}
+
+
+@pytest.mark.parametrize(
+    ("job", "index", "name", "address", "chief"),
+    [
+        ("chief", 0, "chief", "c:1", True),
+        ("worker", 0, "worker 0", "a:1", False),
+        ("worker", 1, "worker 1", "b:1", False),
+        ("ps", 1, "ps 1", "a:2", False),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["default", "parameter_server"])
+def test_with_parameter_servers_the_chief_coordinates_and_the_others_serve(strategy, job, index, name, address, chief):
+    found = cluster.read(served(job, index, evaluator=["e:1"]), strategy=strategy, expected_workers=2)
+    assert (found.name, found.address, found.size) == (name, address, 2)
+    assert (found.chief, found.serves) == (chief, not chief)
+    assert found.jobs == {job: tuple(addresses) for job, addresses in JOBS.items()}
+    assert cluster.read({"TF_CONFIG": cluster.to_tf_config(found)}) == found
+
+
+def test_without_parameter_servers_nobody_serves():
+    assert [cluster.read(tf_config(index=index)).serves for index in range(2)] == [False, False]
+    assert cluster.read(tf_config(ps=[])) == cluster.read(tf_config())
+
+
+@pytest.mark.parametrize(
+    ("job", "index", "jobs", "neighbours"),
+    [
+        ("worker", 0, {}, 1),
+        ("worker", 0, {"worker": ["a:1", "a:3"]}, 2),
+        ("ps", 1, {"worker": ["a:1", "a:3"]}, 3),
+        ("chief", 0, {"worker": ["a:1", "a:3"]}, 1),
+        ("chief", 0, {"worker": ["c:2", "c:3"]}, 3),
+    ],
+)
+def test_who_serves_shares_a_host_with_its_workers(job, index, jobs, neighbours):
+    assert cluster.read(served(job, index, **jobs)).neighbours == neighbours
+
+
+@pytest.mark.parametrize(
+    ("jobs", "job", "index", "message"),
+    [
+        ({"chief": []}, "worker", 0, "TF_CONFIG: cluster.chief: missing; with ps, it coordinates the workers"),
+        ({"worker": []}, "chief", 0, "TF_CONFIG: cluster.worker: missing"),
+        ({"chief": ["c:1", "d:1"]}, "chief", 0, "TF_CONFIG: cluster.chief: 2 chiefs, there can be one"),
+        ({}, "evaluator", 0, "TF_CONFIG: task.type='evaluator': must be chief or worker or ps"),
+        ({}, "ps", 2, "TF_CONFIG: task.index=2: must be a whole number from 0 to 1"),
+        ({}, "ps", None, "TF_CONFIG: task.index=None: must be a whole number from 0 to 1"),
+        ({}, "chief", 1, "TF_CONFIG: task.index=1: must be a whole number from 0 to 0"),
+        ({"ps": ["a:1"]}, "chief", 0, "TF_CONFIG: cluster: a:1 is there twice"),
+        ({"ps": ["p"]}, "chief", 0, "TF_CONFIG: cluster: 'p': must be host:port"),
+    ],
+)
+def test_a_cluster_that_could_not_train_is_refused_by_what_is_wrong(jobs, job, index, message):
+    assert refused(served(job, index, **jobs)) == message
+
+
+@pytest.mark.parametrize("strategy", ["off", "one_device", "mirrored", "multi_worker_mirrored"])
+def test_parameter_servers_are_for_their_strategy_alone(strategy):
+    for job in ("chief", "worker", "ps"):
+        message = refused(served(job), strategy=strategy)
+        assert message.startswith(f"strategy={strategy}: cannot use cluster.ps of TF_CONFIG")
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags"),
+    [(tf_config(), {}), (tf_config(chief=["c:1"]), {}), ({}, {"worker_hosts": "a:1,b:1", "task_index": 1})],
+)
+def test_their_strategy_needs_parameter_servers(environ, flags):
+    message = refused(environ, **flags, strategy="parameter_server")
+    assert message == (
+        "strategy=parameter_server: needs a cluster of chief, worker and ps, by TF_CONFIG; there is no ps"
+    )
+
+
+@pytest.mark.parametrize("strategy", ["off", "one_device", "mirrored"])
+def test_a_strategy_of_one_worker_is_refused_for_two(strategy):
+    assert refused(tf_config(), strategy=strategy).startswith(f"strategy={strategy}: cannot use 2 workers")
+    assert cluster.read(tf_config(["a:1"]), strategy=strategy).size == 1
