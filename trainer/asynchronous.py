@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # The more, the less a fast worker waits for a slow one at the end of a call; each costs milliseconds.
 STRETCHES_PER_WORKER = 4
 POLL_SECONDS = 0.005
-# How long nobody may be there to work, before all has to be started again.
+# How long there may be no worker at all, before all has to be started again.
 GONE_SECONDS = 60.0
 LARGEST_GIB = 1.9
 
@@ -123,7 +123,7 @@ class Workers:
                 return np.array([reply.fetch() for reply in replies])
             except tf.errors.UnavailableError as error:
                 gone = [name for name, address in self._addresses.items() if not reachable(address)]
-                raise Preempted(f"{', '.join(gone) or _cause(error)}: gone; start all again") from error
+                raise Preempted(f"gone: {', '.join(gone) or _cause(error)}; start all again") from error
             except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
                 raise DataError(f"a worker cannot read what the coordinator has read: {_cause(error)}") from error
 
@@ -140,10 +140,10 @@ class Workers:
         for name in sorted(lost ^ self._lost):
             logger.warning("%s at %s is %s", name, self._addresses[name], "gone" if name in lost else "back")
         self._lost = lost
-        workers = [name for name in silent if name.startswith("worker")]
-        for needed in (workers, *([name] for name in silent.keys() - set(workers))):
-            if min(silent[name] for name in needed) > GONE_SECONDS:
-                raise Preempted(f"{', '.join(needed)}: gone; start all again")
+        if gone := [name for name in lost if name.startswith("ps")]:  # and with it what it held
+            raise Preempted(f"gone: {', '.join(gone)}; start all again")
+        if min(seconds for name, seconds in silent.items() if name.startswith("worker")) > GONE_SECONDS:
+            raise Preempted("gone: all workers; start all again")
 
 
 def _cause(error: tf.errors.OpError) -> str:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 
 POLL_SECONDS = 0.5
-# A connection can be refused for a moment; after so long somebody is gone.
-LOST_SECONDS = 5.0
+# A name can be unknown, or a connection refused, for a moment; after so long somebody is gone.
+LOST_SECONDS = 10.0
 
 
 class Peers:

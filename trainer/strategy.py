@@ -32,8 +32,8 @@ def create(config: Config, cluster: Cluster) -> tf.distribute.Strategy:
     gpus = len(tf.config.get_visible_devices("GPU"))
     name = chosen(config.strategy, cluster, gpus)
     strategy = STRATEGIES[name](config, cluster, gpus)
-    replicas = strategy.num_replicas_in_sync
-    logger.info("strategy %s: %s of %d, %d replicas", name, cluster.name, cluster.size, replicas)
+    shared = f"{len(cluster.ps)} ps" if cluster.ps else f"{strategy.num_replicas_in_sync} replicas"
+    logger.info("strategy %s: %s of %d, %s", name, cluster.name, cluster.size, shared)
     return strategy
 
 
@@ -98,8 +98,7 @@ def _multi_worker_mirrored(config: Config, cluster: Cluster, gpus: int) -> tf.di
 
 
 def _parameter_server(config: Config, cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
-    waited_for = ", ".join([*cluster.workers, *cluster.ps])
-    logger.info("waiting for %d workers and %d parameter servers: %s", cluster.size, len(cluster.ps), waited_for)
+    logger.info("waiting for workers and parameter servers: %s", ", ".join([*cluster.workers, *cluster.ps]))
     try:
         strategy = tf.distribute.ParameterServerStrategy(_resolver(cluster, {}))
     except CANNOT_JOIN as error:

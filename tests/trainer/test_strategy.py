@@ -69,7 +69,12 @@ def test_what_makes_an_op_first_is_refused_with_what_to_do(before: str):
 
 @pytest.mark.parametrize(
     ("name", "made"),
-    [("default", "OneDeviceStrategy 1"), ("off", "_DefaultDistributionStrategy 1"), ("mirrored", "MirroredStrategy 2")],
+    [
+        ("default", "OneDeviceStrategy 1"),
+        ("off", "_DefaultDistributionStrategy 1"),
+        ("mirrored", "MirroredStrategy 2"),
+        ("multi_worker_mirrored", "CollectiveAllReduceStrategy 1"),
+    ],
 )
 def test_each_name_gives_its_strategy(name: str, made: str):
     two_devices = """
@@ -78,3 +83,24 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 """
     done = make(two_devices if name == "mirrored" else "", name)
     assert f"made {made}" in done.stdout, done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("gpus", "devices"),
+    [(0, "('/job:worker/replica:0/task:0/device:CPU:0',)"), (1, "('/job:worker/replica:0/task:0/device:GPU:0',)")],
+)
+def test_several_workers_compute_on_the_gpus_that_are_visible(gpus: int, devices: str):
+    """TensorFlow believes what it is told of GPUs, so this needs none."""
+    seen = f"tf.config.get_visible_devices = lambda kind: ['a GPU'] * {gpus}"
+    done = make(f"{seen}\nmade = tf.distribute.MultiWorkerMirroredStrategy\n{TELLING}")
+    assert devices in done.stdout, done.stderr
+
+
+TELLING = """
+def telling(*args):
+    replicas = made(*args)
+    print(replicas.extended.worker_devices)
+    return replicas
+tf.distribute.MultiWorkerMirroredStrategy = telling
+"""
