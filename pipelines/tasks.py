@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 
 from kfp.local import status
 from kfp.local.subprocess_task_handler import SubprocessTaskHandler
@@ -24,6 +25,8 @@ EXECUTOR_NOISE = (
     "Wrote executor output file",
     "Did not write output file",
 )
+# The longest that a signal waits to be passed on.
+POLL_SECONDS = 0.2
 
 
 class Tasks:
@@ -72,7 +75,7 @@ class Tasks:
                 errors="replace",
                 start_new_session=True,
             ) as self._process:
-                last = self._show(name, own_lines(self._process.stdout or ()))
+                last = self._shown(name, own_lines(self._process.stdout or ()))
         if self._process.returncode:
             self.failures.append(last or f"{name} failed with exit code {self._process.returncode}; see above")
             return False
@@ -87,6 +90,14 @@ class Tasks:
             # The shell around the task may be gone before it: whether it runs says nothing.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL if self._signals > 2 else number)
+
+    def _shown(self, name: str, lines: Iterable[str]) -> str:
+        """As `_show`, in a thread: a signal that comes just before a read is handled only after it."""
+        with futures.ThreadPoolExecutor(1) as reader:
+            last = reader.submit(self._show, name, lines)
+            while not last.done():
+                futures.wait([last], timeout=POLL_SECONDS)
+            return last.result()
 
     def _show(self, name: str, lines: Iterable[str]) -> str:
         """Shows lines as they come; the last is returned instead if it is the task's word on its failure."""

@@ -57,7 +57,8 @@ def wait(stubborn: bool) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         child = subprocess.Popen(["sleep", "600"])
         print(f"processes {os.getpid()} {child.pid}", file=sys.stderr)
-        time.sleep(600)
+        for _ in range(6000):  # a signal just before a sleep is handled only after it
+            time.sleep(0.1)
 
 
 class Told(NamedTuple):
