@@ -16,22 +16,24 @@ LOST_SECONDS = 10.0
 
 
 class Peers:
-    """Some processes, by name, at addresses host:port; a thread asks each of them now and then."""
+    """Some processes, by name, at addresses host:port; each is asked now and then.
+
+    By a thread of its own: one that does not answer keeps who asks it waiting, and nobody else.
+    """
 
     def __init__(self, addresses: Mapping[str, str]):
-        self._addresses = dict(addresses)
         self._answered = dict.fromkeys(addresses, math.inf)
-        threading.Thread(target=self._ask, daemon=True, name="peers").start()
+        for name, address in addresses.items():
+            threading.Thread(target=self._ask, args=(name, address), daemon=True, name=f"ask {name}").start()
 
     def silent(self, name: str) -> float:
         """Seconds since the process last answered; 0 as long as it never has."""
         return max(0.0, time.monotonic() - self._answered[name])
 
-    def _ask(self) -> None:
+    def _ask(self, name: str, address: str) -> None:
         while True:
-            for name, address in self._addresses.items():
-                if reachable(address):
-                    self._answered[name] = time.monotonic()
+            if reachable(address):
+                self._answered[name] = time.monotonic()
             time.sleep(POLL_SECONDS)
 
 
@@ -41,5 +43,5 @@ def reachable(address: str) -> bool:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
             return True
-    except OSError:
+    except (OSError, UnicodeError):  # the latter of a host that can be no name: an empty label, or one too long
         return False
