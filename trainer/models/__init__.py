@@ -1,6 +1,6 @@
 """The architectures: each a function (config, image shape, classes, dtype policy) → Keras model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -10,7 +10,7 @@ from trainer.data.examples import Examples
 from trainer.data.preprocess import standardize
 from trainer.errors import UsageError
 from trainer.models.cifar_resnet import cifar_resnet
-from trainer.models.fast_cifar import WHITENED_IMAGES, Whitening, fast_cifar
+from trainer.models.fast_cifar import WHITENED_IMAGES, WHITENED_PIXELS, Whitening, fast_cifar
 from trainer.models.imagenet_resnet import imagenet_resnet
 
 MODELS: dict[str, Callable[[Config, tuple[int, int, int], int, str], keras.Model]] = {
@@ -42,5 +42,12 @@ def adapt(network: keras.Model, config: Config, train: Examples) -> None:
     """Sets the weights of `network` that follow from what the training images look like, where it has such."""
     for layer in network.layers:
         if isinstance(layer, Whitening):
-            images, _ = train.take(tf.range(min(len(train), WHITENED_IMAGES), dtype=tf.int64))
-            layer.adapt(standardize(images, config).numpy())
+            layer.adapt(standardize(images, config).numpy() for images in _whitened(train, config.image_size))
+
+
+def _whitened(train: Examples, side: int) -> Iterator[tf.Tensor]:
+    """The images that decide how the network whitens, of `side` by `side` pixels, in blocks."""
+    numbers = tf.range(min(len(train), WHITENED_IMAGES), dtype=tf.int64)
+    together = max(1, WHITENED_PIXELS // side**2)
+    for start in range(0, len(numbers), together):
+        yield train.take(numbers[start : start + together])[0]

@@ -1,5 +1,7 @@
 """The network of Jordan 2024 (arXiv 2404.00498, section 3), which learns CIFAR-10 in ten epochs."""
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -11,6 +13,7 @@ from trainer.models.parts import Parts
 WIDTHS = (64, 256, 256)
 PATCH = 2  # pixels a side
 WHITENED_IMAGES = 5000
+WHITENED_PIXELS = 2**18  # at a time, about
 SMOOTHING = 5e-4  # added to the variances of the patches
 LOGITS_SCALE = 1 / 9
 
@@ -64,11 +67,16 @@ class Whitening(keras.layers.Conv2D):
         super().build(input_shape)
         self.kernel.trainable = False
 
-    def adapt(self, images: np.ndarray) -> None:
-        """Sets the kernel by `images`, float [N, H, W, C], standardised as the network sees them."""
-        windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
-        patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, PATCH**2 * images.shape[3]).astype(np.float64)
-        variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
+    def adapt(self, blocks: Iterable[np.ndarray]) -> None:
+        """Sets the kernel by images, standardised as the network sees them: blocks of float [N, H, W, C]."""
+        size, count = self.filters // 2, 0
+        products = np.zeros((size, size))
+        for images in blocks:  # as float64 the patches take 32 times the bytes that the pixels took
+            windows = np.lib.stride_tricks.sliding_window_view(images, (PATCH, PATCH), axis=(1, 2))
+            patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, size).astype(np.float64)
+            products += patches.T @ patches
+            count += len(patches)
+        variances, directions = np.linalg.eigh(products / count)
         # LAPACK leaves the sign of a direction open; all workers must come to the same kernel.
         directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(directions))])
         scaled = (directions / np.sqrt(variances + SMOOTHING))[:, ::-1]

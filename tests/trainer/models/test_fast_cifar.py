@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import keras
@@ -8,6 +9,7 @@ import tensorflow as tf
 from trainer import launch, models
 from trainer.config import Config
 from trainer.data import dataset, prepare
+from trainer.data.examples import InMemory
 from trainer.errors import UsageError
 from trainer.models.fast_cifar import SMOOTHING, Whitening
 
@@ -52,7 +54,7 @@ def test_what_comes_out_of_the_whitening_is_uncorrelated_and_of_one_variance(lay
     layer = Whitening(3, layout)
     given = images if layout == "channels_last" else images.transpose(0, 3, 1, 2)
     layer(given)
-    layer.adapt(images)
+    layer.adapt([images])
     out = layer(given).numpy()
     out = (out if layout == "channels_last" else out.transpose(0, 2, 3, 1)).reshape(-1, 24).astype(np.float64)
     np.testing.assert_allclose(out[:, :12], -out[:, 12:], atol=1e-5)
@@ -68,9 +70,24 @@ def test_the_whitening_is_a_function_of_the_images_alone():
     for _ in range(2):
         layer = Whitening(3, "channels_last")
         layer(correlated(2))
-        layer.adapt(correlated())
+        layer.adapt([correlated()])
         kernels.append(layer.kernel.numpy())
     np.testing.assert_array_equal(*kernels)
+
+
+def test_images_may_be_many_and_large():
+    config = Config(model="fast_cifar", image_size=224, standardization="mean", channel_means=(127.0,) * 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 224, 224, 3), np.uint8)
+    model = models.build(config, (224, 224, 3), 10, "float32")
+    tracemalloc.start()
+    models.adapt(model, config, InMemory.of(pixels, np.zeros(30, np.int32)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 80e6  # all patches at once are 143 MB
+    patches = [pixels[:, i : i + 223, j : j + 223].reshape(-1, 3) - 127.0 for i in (0, 1) for j in (0, 1)]
+    covariance = np.cov(np.concatenate(patches, axis=1), rowvar=False, bias=True)
+    kernel = model.get_layer("stem_conv").kernel.numpy().reshape(12, 24)[:, :12].astype(np.float64)
+    np.testing.assert_allclose(kernel.T @ covariance @ kernel, np.eye(12), atol=1e-3)
 
 
 def test_a_convolution_begins_as_nearly_the_identity():
