@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trainer import artifact
 from trainer.errors import StorageError, UsageError
@@ -21,9 +21,9 @@ def place(output: Path, software: str, what: str) -> Path:
         raise UsageError(f"--output={output}: must end in .png")
     if artifact.occupied(output):
         try:
-            with Image.open(output) as there:
+            with Image.open(output, formats=["PNG"]) as there:
                 ours = there.info.get("Software") == software
-        except (OSError, UnidentifiedImageError):
+        except (OSError, ValueError, Image.DecompressionBombError):  # what Pillow says of damaged or huge ones
             ours = False
         if not ours:
             raise UsageError(f"{output}: is there already and is no {what}; give another --output")
