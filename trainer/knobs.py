@@ -117,8 +117,8 @@ def _typed(kind: Any, value: Any) -> Any:
     """`value` of type `kind`, a whole number as a float where one is wanted; TypeError if it is another."""
     if kind in _OPTIONAL:
         return None if value is None else _typed(_OPTIONAL[kind], value)
-    if kind is float and type(value) is int and abs(value) < LARGEST:
-        return float(value)
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) < LARGEST else value  # no float may hold it; its bounds refuse it
     if kind in (bool, int, float, str):
         if type(value) is not kind:
             raise TypeError
@@ -142,8 +142,11 @@ def _word(field: dataclasses.Field, value: str) -> str:
 
 def _check_bounds(field: dataclasses.Field, number: float) -> None:
     low, high = field.metadata["low"], field.metadata["high"]
-    if not low <= number <= high or abs(number) >= LARGEST:
+    if not low <= number <= high:
         raise UsageError(f"{field.name}={number}: must be {_range(low, high)}")
+    if abs(number) >= LARGEST:
+        limit = f"below 2^63, about {LARGEST:.2g}" if number > 0 else f"above -2^63, about {-LARGEST:.2g}"
+        raise UsageError(f"{field.name}={number}: must be {limit}")
 
 
 def _range(low: float, high: float) -> str:
