@@ -22,7 +22,9 @@ from trainer.knobs import shown
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = ".weights.h5"
+FIRST = "stem_conv/kernel"  # [H, W, channels, filters]
 LAST = "logits"
+ZERO = np.float32(0.0)
 BACKBONE = "backbone"
 
 # What decides which variables a network has, beside image channels and classes.
@@ -108,9 +110,7 @@ def _of_model(directory: Path, network: keras.Model) -> Origin:
     model = saved_model.open_model(directory)
     channels = network.input_shape[-1]
     if model.image_shape[2] != channels:
-        raise UsageError(
-            f"pretrained={directory}: was trained on images of {model.image_shape[2]} channels; these have {channels}"
-        )
+        raise _of_other_channels(directory, model.image_shape[2], channels)
     program = directory / "1"
     try:
         with tf.device("CPU:0"):
@@ -124,39 +124,51 @@ def _of_model(directory: Path, network: keras.Model) -> Origin:
 
 
 def _of_file(file: Path, network: keras.Model) -> Origin:
-    """Keras keeps a layer's variables by number, and the layer's name beside them."""
+    """Keras keeps a layer's variables by number, and the layer's name beside them.
+
+    What is not taken over, as it has another shape or is the last layer's, is not read: a file may
+    declare any shape.  It stands there as zeros, which take no memory.
+    """
+    names = {layer.name: [variable.path for variable in layer.variables] for layer in network.layers}
+    wanted = {variable.path: tuple(variable.shape) for variable in network.variables if not _is_last(variable.path)}
+    weights = {}
     try:
         with h5py.File(file) as stored:
-            layers = dict(_layers(stored))
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: not readable as a Keras weights file: {error}") from None
-    names = {layer.name: [variable.path for variable in layer.variables] for layer in network.layers}
-    weights = {}
-    for layer, arrays in layers.items():
-        known = names.get(layer, [])
-        for place, array in enumerate(arrays):
-            path = known[place] if place < len(known) else f"{layer}/{place}"
-            if not np.isfinite(array).all():
-                raise DataError(f"{file}: {path} is not finite")
-            weights[path] = array
+            for layer, arrays in _layers(stored):
+                known = names.get(layer, [])
+                for place, array in enumerate(arrays):
+                    path = known[place] if place < len(known) else f"{layer}/{place}"
+                    fits = wanted.get(path) == array.shape
+                    weights[path] = array.astype(np.float32)[()] if fits else np.broadcast_to(ZERO, array.shape)
+    except Exception as error:  # of damaged bytes h5py makes errors of any kind, RuntimeError and MemoryError too
+        what = str(error) or type(error).__name__
+        raise DataError(f"{file}: not readable as a Keras weights file: {what}") from None
+    for path, shape in wanted.items():
+        if path in weights and weights[path].shape == shape and not np.isfinite(weights[path]).all():
+            raise DataError(f"{file}: {path} is not finite")
     return Origin(weights)
 
 
-def _layers(stored: h5py.File) -> Iterator[tuple[str, list[np.ndarray]]]:
-    layers = _held(stored, "layers")
+def _layers(stored: h5py.File) -> Iterator[tuple[str, list[h5py.Dataset]]]:
+    layers = _held(stored, "layers", h5py.Group)
     for key in layers:
-        variables = _held(_held(layers, key), "vars")
-        arrays = [np.asarray(_held(variables, str(place))[()], np.float32) for place in range(len(variables))]
+        variables = _held(_held(layers, key, h5py.Group), "vars", h5py.Group)
+        arrays = [_held(variables, str(place), h5py.Dataset) for place in range(len(variables))]
         yield str(variables.attrs["name"] if arrays else key), arrays
 
 
-def _held(group: h5py.Group, name: str):
+def _held(group: h5py.Group, name: str, kind: type):
     """What `group` itself holds: HDF5 can also point to other files of the machine."""
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"'{group.name}' holds no '{name}'")
     found = group[name]
-    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
-        raise ValueError(f"'{found.name}' lies in another file")
+    if not isinstance(found, kind):
+        raise ValueError(f"'{found.name}' is no {kind.__name__.lower()}")
+    if isinstance(found, h5py.Dataset):
+        if found.external or found.is_virtual:
+            raise ValueError(f"'{found.name}' lies in another file")
+        if found.shape is None or found.dtype.kind != "f":
+            raise ValueError(f"'{found.name}' holds no numbers")
     return found
 
 
@@ -164,6 +176,9 @@ def _check(origin: Origin, network: keras.Model, config: Config) -> None:
     """Refuses weights that are not those of `network`, the last layer's apart."""
     wanted = {variable.path: tuple(variable.shape) for variable in network.variables}
     found = {path: tuple(array.shape) for path, array in origin.weights.items()}
+    ours, theirs = wanted.get(FIRST, ()), found.get(FIRST, ())
+    if len(ours) == len(theirs) == 4 and ours[2] != theirs[2]:
+        raise _of_other_channels(Path(config.pretrained), theirs[2], ours[2])
     for path in [*wanted, *found]:
         here, there = wanted.get(path), found.get(path)
         if here != there and not _is_last(path):
@@ -171,6 +186,10 @@ def _check(origin: Origin, network: keras.Model, config: Config) -> None:
             raise UsageError(f"pretrained={config.pretrained}: {words}; {_remedy(origin, config)}")
     if differs := _differing(origin, config, STANDARDIZATION):
         logger.warning("%s saw its images with %s; set that here too", config.pretrained, differs)
+
+
+def _of_other_channels(path: Path, there: int, here: int) -> UsageError:
+    return UsageError(f"pretrained={path}: was trained on images of {there} channels; these have {here}")
 
 
 def _remedy(origin: Origin, config: Config) -> str:

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import brightness_model
@@ -198,17 +199,24 @@ def test_a_model_that_does_not_fit_is_refused_with_the_first_difference(fields, 
         pretrained.start(models.build(config, shape, 7, "float32"), config, DIGITS)
 
 
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        ({"resnet_size": 20}, r"stage\d_block2_\d_conv/0 is \[3, 3, \d+, \d+\] there and missing here"),
-        ({"shape": (8, 8, 3)}, r"stem_conv/kernel is \[3, 3, 3, 16\] there and \[3, 3, 1, 16\] here"),
-    ],
-)
-def test_a_weights_file_that_does_not_fit_is_refused_with_the_first_difference(made, words, tmp_path: Path):
-    file = weights_file(tmp_path / "other.weights.h5", network(**made))
-    with pytest.raises(UsageError, match=f"{words}; set model, resnet_size, conv_bias, norm to what it was made with"):
+def test_a_weights_file_that_does_not_fit_is_refused_with_the_first_difference(tmp_path: Path):
+    file = weights_file(tmp_path / "other.weights.h5", network(resnet_size=20))
+    words = (
+        r"stage\d_block2_\d_conv/0 is \[3, 3, \d+, \d+\] there and missing here; "
+        "set model, resnet_size, conv_bias, norm to what it was made with"
+    )
+    with pytest.raises(UsageError, match=words):
         pretrained.start(network(), Config(resnet_size=14, pretrained=str(file)), DIGITS)
+
+
+@pytest.mark.parametrize("fields", [{}, {"conv_bias": True}, {"model": "fast_cifar"}])
+def test_a_weights_file_of_images_with_other_channels_is_refused_by_these(fields, tmp_path: Path):
+    config = Config(**{"resnet_size": 14, "pretrained": str(tmp_path / "grey.weights.h5"), **fields})
+    grey, colour = (models.build(config, (16, 16, channels), 7, "float32") for channels in (1, 3))
+    weights_file(tmp_path / "grey.weights.h5", grey)
+    words = f"^pretrained={config.pretrained}: was trained on images of 1 channels; these have 3$"
+    with pytest.raises(UsageError, match=words):
+        pretrained.start(colour, config, DIGITS)
 
 
 @pytest.mark.parametrize("frozen", ["stage4", "logits", "stem_conv", "all"])
@@ -266,29 +274,55 @@ def test_a_model_without_a_list_of_weights_is_refused(tmp_path: Path):
         pretrained.start(network(), Config(resnet_size=14, pretrained=str(tmp_path / "model")), ["dark", "light"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "not finite", "words", "elsewhere"])
-def test_a_damaged_weights_file_is_refused(damage: str, tmp_path: Path):
-    source = network()
-    if damage == "not finite":
-        source.get_layer("stem_conv").kernel.assign(np.full((3, 3, 1, 16), np.nan))
-    file = weights_file(tmp_path / "source.weights.h5", source)
-    words = "not readable as a Keras weights file"
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:5000])
-    elif damage == "not finite":
-        words = "stem_conv/kernel is not finite"
-    elif damage == "words":
-        with h5py.File(file, "r+") as stored:
-            del stored["layers/conv2d/vars/0"]
-            stored["layers/conv2d/vars/0"] = "weights"
-    else:
-        with h5py.File(tmp_path / "secret.h5", "w") as secret:
-            secret["kernel"] = np.zeros((3, 3, 1, 16), np.float32)
-        with h5py.File(file, "r+") as stored:
-            del stored["layers/conv2d/vars/0"]
-            stored["layers/conv2d/vars/0"] = h5py.ExternalLink("secret.h5", "/kernel")
-        words += ": '/layers/conv2d/vars' holds no '0'"
-    with pytest.raises(DataError, match=f"source.weights.h5: {words}"):
+KERNEL = "layers/conv2d/vars/0"  # that of the stem
+
+
+def link(stored: h5py.File) -> None:
+    with h5py.File(Path(stored.filename).with_name("secret.h5"), "w") as secret:
+        secret["kernel"] = np.zeros((3, 3, 1, 16), np.float32)
+    stored[KERNEL] = h5py.ExternalLink("secret.h5", "/kernel")
+
+
+def put(content) -> Callable[[h5py.File], None]:
+    return lambda stored: stored.__setitem__(KERNEL, content)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "words"),
+    [
+        (KERNEL, put("weights"), f"'/{KERNEL}' holds no numbers"),
+        (KERNEL, put(h5py.Empty("f")), f"'/{KERNEL}' holds no numbers"),
+        (KERNEL, put(np.full((3, 3, 1, 16), np.nan)), "stem_conv/kernel is not finite"),
+        (KERNEL, link, "'/layers/conv2d/vars' holds no '0'"),
+        (KERNEL, lambda stored: stored.create_group(KERNEL), f"'/{KERNEL}' is no dataset"),
+        ("layers/conv2d/vars", put(np.zeros(3)), ".*can't locate attribute: 'name'.*"),
+        ("layers", lambda stored: stored.__setitem__("layers", [1.0]), "'/layers' is no group"),
+    ],
+)
+def test_a_weights_file_that_holds_something_else_is_refused(place, change, words, tmp_path: Path):
+    file = weights_file(tmp_path / "source.weights.h5", network())
+    with h5py.File(file, "r+") as stored:
+        del stored[place]
+        change(stored)
+    with pytest.raises(DataError, match=f"^{file}: (not readable as a Keras weights file: )?{words}$"):
+        pretrained.start(network(), Config(resnet_size=14, pretrained=str(file)), DIGITS)
+
+
+def test_a_shape_is_held_against_the_networks_before_anything_of_it_is_read(tmp_path: Path):
+    file = weights_file(tmp_path / "source.weights.h5", network())
+    with h5py.File(file, "r+") as stored:
+        del stored[KERNEL]
+        stored.create_dataset(KERNEL, (3, 3, 1, 10**13), "f4", chunks=(3, 3, 1, 16))
+    with pytest.raises(UsageError, match=r"stem_conv/kernel is \[3, 3, 1, 10000000000000\] there and \[3, 3, 1, 16\]"):
+        pretrained.start(network(), Config(resnet_size=14, pretrained=str(file)), DIGITS)
+
+
+@pytest.mark.parametrize("structure", [b"SNOD", b"TREE", b"HEAP", b"\x89HDF", None])
+def test_a_damaged_weights_file_is_refused(structure: bytes | None, tmp_path: Path):
+    file = weights_file(tmp_path / "source.weights.h5", network())
+    content = file.read_bytes()
+    file.write_bytes(content.replace(structure, b"XXXX") if structure else content[:5000])
+    with pytest.raises(DataError, match=f"^{file}: not readable as a Keras weights file: [^\n]+$"):
         pretrained.start(network(), Config(resnet_size=14, pretrained=str(file)), DIGITS)
 
 
