@@ -18,7 +18,7 @@ from trainer import picture, plots, schedule, train
 from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.data.dataset import open_dataset
-from trainer.errors import Interrupted, NumericsError, Preempted
+from trainer.errors import Interrupted, NumericsError, Preempted, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,15 @@ def run(config: Config, data: Path, output: Path | None = None) -> dict[str, Any
     The curve is a PNG, at `output` or beside the data; nothing else is written.
 
     Raises:
-      UsageError: another thing is at `output`, or a field does not fit the data.
+      UsageError: another thing is at `output`, or a field does not fit the data or the purpose.
       DataError: the data set is not what its manifest says, or cannot be trained on.
       NumericsError: the loss fell at no rate.
       StorageError: the picture cannot be written.
     """
+    if config.use_synthetic_data:
+        raise UsageError(
+            "use_synthetic_data=true: a learning_rate is proposed for images; noise has none to learn from"
+        )
     output = picture.place(output or Path(f"{data}.learning_rate.png"), SOFTWARE, "curve of learning rates")
     dataset = open_dataset(data)
     config = train.resolved(config, dataset)

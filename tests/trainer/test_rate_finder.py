@@ -120,6 +120,12 @@ def test_a_place_that_cannot_be_written_is_refused(name: str, kind: type, words:
         rate_finder.run(Config(), tiny, tmp_path / name)
 
 
+def test_for_noise_there_is_no_rate(tiny: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"^use_synthetic_data=true: a learning_rate is proposed for images"):
+        lr(tiny, tmp_path / "curve.png", *TINY, "use_synthetic_data=true")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_data_that_are_not_there_are_named(tmp_path: Path):
     with pytest.raises(DataError, match="nowhere: no dataset there"):
         rate_finder.run(Config(), tmp_path / "nowhere")
