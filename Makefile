@@ -22,10 +22,10 @@ run: $(READY) ## train on scikit-learn's digits and evaluate, by the whole pipel
 	$(BIN)/python -m pipelines run training --param=dataset=digits --param=recipe=digits $(ARGS)
 
 test: $(READY) ## the quick tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-long: $(READY) ## the slow tests
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
 
 check: $(READY) ## format, lint and types
 	$(BIN)/python -m ruff format --check .

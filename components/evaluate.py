@@ -10,6 +10,7 @@ def evaluate(
     model: Input[Model],
     data: Input[Dataset],
     split: str,
+    run_dir: str,
     evaluation: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
@@ -21,6 +22,7 @@ def evaluate(
         model: what train wrote.
         data: what prepare_data wrote.
         split: the part of the data to measure on.
+        run_dir: what train was given, if anything; the report shows what happened there.
         evaluation: every metric with its interval, every prediction, and the report.
         report: learning curve, confusion matrix and the worst mistakes, on one page.
         metrics: the headline numbers.
@@ -36,7 +38,13 @@ def evaluate(
         quiet.import_tensorflow()
         from trainer import evaluate
 
-        measured = evaluate.run(Path(model.path), Path(data.path), Path(evaluation.path), split=split)
+        measured = evaluate.run(
+            Path(model.path),
+            Path(data.path),
+            Path(evaluation.path),
+            split=split,
+            run_dir=Path(run_dir) if run_dir else None,
+        )
     shutil.copyfile(Path(evaluation.path, "report.html"), report.path)
     for name, value in measured.items():
         if isinstance(value, dict):  # a headline number, with its interval

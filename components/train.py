@@ -32,6 +32,7 @@ def train(
             overrides=overrides,
             workers=workers,
             run_dir=Path(run_dir) if run_dir else None,
+            program="train",
         )
     model.framework = "tensorflow"
     model.metadata.update(weights_sha256=manifest["weights_sha256"], data_digest=manifest["data"]["digest"])

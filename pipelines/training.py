@@ -77,7 +77,7 @@ def training(
     trained = uncached(
         train(data=prepared["data"], recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
     ).outputs
-    evaluated = uncached(evaluate(model=trained["model"], data=prepared["data"], split=split)).outputs
+    evaluated = uncached(evaluate(model=trained["model"], data=prepared["data"], split=split, run_dir=run_dir)).outputs
     return Finished(prepared["data"], trained["model"], evaluated["evaluation"], evaluated["report"])
 
 
@@ -101,7 +101,7 @@ def train_alone(
 
 
 @dsl.pipeline(name="evaluate")
-def evaluate_alone(model: str, data: str, split: str = SPLIT) -> Evaluated:
+def evaluate_alone(model: str, data: str, split: str = SPLIT, run_dir: str = RUN_DIR) -> Evaluated:
     """Evaluates a model on a data set, both there already, directories or a bucket's addresses."""
-    task = evaluate(model=imported(model, Model), data=imported(data, Dataset), split=split)
+    task = evaluate(model=imported(model, Model), data=imported(data, Dataset), split=split, run_dir=run_dir)
     return Evaluated(uncached(task).outputs["evaluation"], task.outputs["report"])

@@ -46,6 +46,10 @@ def train(values: flags.FlagValues, words: list[str]) -> None:
         worker_hosts=values.worker_hosts,
         task_index=values.task_index,
         expected_workers=values.expected_workers,
+        cluster_timeout=values.cluster_timeout,
+        hang_timeout=values.hang_timeout,
+        max_restarts=values.max_restarts,
+        program=PROGRAM,
     )
     metrics = manifest["metrics"]
     times = stats.times(Path(values.run_dir or f"{values.output}.run"), metrics)
@@ -61,7 +65,10 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     from trainer import evaluate as evaluation
 
     output = Path(values.output)
-    found = evaluation.run(Path(values.model), Path(values.data), output, split=values.split, clean=values.clean)
+    run_dir = Path(values.run_dir) if values.run_dir else None
+    found = evaluation.run(
+        Path(values.model), Path(values.data), output, split=values.split, run_dir=run_dir, clean=values.clean
+    )
     top = found["accuracy_top_1"]
     line = f"accuracy {top['value']:.4f} (95 % interval {top['low']:.4f} to {top['high']:.4f}, n={top['n']})"
     _print(values, found, f"{line}; {output / 'report.html'}")
@@ -142,6 +149,10 @@ def _number(name: str, default: int | None, meaning: str) -> Callable[[flags.Fla
     return lambda values: flags.DEFINE_integer(name, default, meaning, flag_values=values)
 
 
+def _seconds(name: str, default: float, meaning: str) -> Callable[[flags.FlagValues], Any]:
+    return lambda values: flags.DEFINE_float(name, default, meaning, flag_values=values)
+
+
 def _switch(name: str, meaning: str) -> Callable[[flags.FlagValues], Any]:
     return lambda values: flags.DEFINE_bool(name, False, meaning, flag_values=values)
 
@@ -178,9 +189,16 @@ COMMANDS = {
             _overrides,
             _number("workers", 1, "local worker processes, which share the cores"),
             _text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
-            _text("worker_hosts", "host:port of all workers, with commas; TF_CONFIG wins over it", default=""),
-            _number("task_index", None, "which of --worker_hosts this is, from 0"),
+            _text(
+                "worker_hosts",
+                "host:port of all workers, with commas, or one with {index} in it; TF_CONFIG wins over it",
+                default="",
+            ),
+            _number("task_index", None, "which of --worker_hosts this is, from 0; else JOB_COMPLETION_INDEX says it"),
             _number("expected_workers", 0, "refuse to train with another number of workers; 0: any"),
+            _seconds("cluster_timeout", 300.0, "seconds to wait for the other workers to come"),
+            _seconds("hang_timeout", 600.0, "seconds without progress after which a worker ends; 0: never"),
+            _number("max_restarts", 3, "times that lost local workers start again without a new checkpoint"),
             _switch("clean", "forget checkpoints in --run_dir and replace what is at --output"),
         ),
         train,
@@ -215,6 +233,7 @@ COMMANDS = {
             DATA,
             _text("output", "directory to make"),
             _text("split", "split to measure on", default="test"),
+            _text("run_dir", "what train was given, for the report's events; by default MODEL.run", default=""),
             CLEAN,
         ),
         evaluate,

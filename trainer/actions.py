@@ -1,6 +1,5 @@
 """What happens between the calls of the device: each a callable (state, call) → None for the loop."""
 
-import dataclasses
 import logging
 import math
 import sys
@@ -15,33 +14,39 @@ import tqdm
 
 from trainer import stats
 from trainer.checkpoint import Checkpoints
+from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.errors import NumericsError
-from trainer.loop import Action, Call, State
+from trainer.events import Events
+from trainer.loop import Action, Call, CutShort, Evaluate, State
 from trainer.schedule import Plan
-from trainer.signals import StopSignal
+from trainer.signals import stopped_by
 
 logger = logging.getLogger(__name__)
 
 # Saving takes at most this share of the time, unless checkpoint_steps says when to save.
 SAVING_SHARE = 0.02
+# A worker is named that takes so many times as long as its peers, over so many seconds.
+SLOW = 3.0
+SLOW_SECONDS = 10.0
 
 
 def record_epochs(
-    config: Config, plan: Plan, rates: Sequence[float], evaluate: Callable[[], tuple[float, float]] | None
-) -> Action:
-    """At each epoch's end: a row of history, with the validation's numbers where one is due.
+    config: Config, plan: Plan, rates: Sequence[float], evaluate: Evaluate | None
+) -> Callable[[State], None]:
+    """A function that at each epoch's end writes a row of history, with the validation's numbers where one is due.
 
-    `evaluate` gives loss and accuracy over the validation examples.  Stops the run when
-    its loss has not improved for early_stop_epochs, or its accuracy is at stop_threshold.
+    `evaluate` is of the validation examples.  Stops the run when their loss has not improved
+    for early_stop_epochs, or their accuracy is at stop_threshold.  What it raises leaves the
+    state as it was: called again after a resume, it does what is left to do.
     """
 
-    def act(state: State, call: Call) -> None:
+    def record(state: State) -> None:
         last = state.step == plan.total
         epoch = plan.epoch_at(state.step)
-        if epoch is None and not last:
+        if state.step == state.since or (epoch is None and not last):
             return
-        steps = state.step - state.since
+        steps = max(1, state.averaged)
         row: dict[str, Any] = {
             "epoch": round(plan.epoch_of(state.step), 2) if epoch is None else epoch,
             "step": state.step,
@@ -61,7 +66,7 @@ def record_epochs(
         state.history.append(row)
         state.since, state.loss_sum, state.correct_sum = state.step, 0.0, 0.0
 
-    return act
+    return record
 
 
 def _note_best(config: Config, state: State, row: Mapping) -> None:
@@ -86,38 +91,72 @@ def result(config: Config, state: State) -> Mapping:
     return state.best if config.early_stop_epochs and state.best and not reached_threshold(config, last) else last
 
 
-def save_checkpoints(
-    config: Config,
-    plan: Plan,
-    checkpoints: Checkpoints,
-    variables: Callable[[], dict[str, np.ndarray]],
-    signal: StopSignal,
-) -> Action:
-    """Saves when it is due, at the end, and when a signal asks to stop, which it then does."""
+def at_epochs(record: Callable[[State], None]) -> Action:
+    """Calls `record`; where a signal cuts that short, the run ends as if it had come before."""
 
-    def due(state: State) -> bool:
-        if signal.received or state.stopped or state.step == plan.total:
+    def act(state: State, call: Call) -> None:
+        try:
+            record(state)
+        except CutShort as cut:
+            call.signal = cut.signal
+
+    return act
+
+
+def saving_is_cheap(checkpoints: Checkpoints) -> bool:
+    """Whether saving now takes a small share of the time since it was done last."""
+    return time.monotonic() - checkpoints.saved_at > max(checkpoints.seconds, 0.1) / SAVING_SHARE
+
+
+def save_checkpoints(config: Config, plan: Plan, save: Callable[[State], None]) -> Action:
+    """Calls `save` when it is due, at the end, and when a signal asks to stop."""
+
+    def due(state: State, call: Call) -> bool:
+        if call.signal or state.stopped or state.step == plan.total:
             return True
         if config.early_stop_epochs and state.best and state.best["step"] == state.step:
             return True  # its weights are what early stopping goes back to
         if config.checkpoint_steps:
             return state.step % config.checkpoint_steps == 0
-        return time.monotonic() - checkpoints.saved_at > max(checkpoints.seconds, 0.1) / SAVING_SHARE
+        return call.save
 
     def act(state: State, call: Call) -> None:
-        if due(state):
-            best = state.best["step"] if state.best else None
-            checkpoints.save(state.step, variables(), dataclasses.asdict(state), best)
+        if due(state, call):
+            save(state)
 
     return act
 
 
-def stop_on_signal(signal: StopSignal) -> Action:
-    """Ends the run with the error of the signal that was received."""
+def stop_on_signal() -> Action:
+    """Ends the run with the error of the signal that any worker was sent."""
 
     def act(state: State, call: Call) -> None:
-        if signal.received:
-            raise signal.error(state.step)
+        if call.signal:
+            raise stopped_by(call.signal, f"after step {state.step}")
+
+    return act
+
+
+def name_slow_workers(cluster: Cluster, log: Events) -> Action:
+    """Warns of a worker whose own part of the steps takes SLOW times that of its peers, over SLOW_SECONDS."""
+    own, spent = np.zeros(cluster.size), [0.0]
+    named: set[int] = set()
+
+    def act(state: State, call: Call) -> None:
+        own[:] += call.own_seconds
+        spent[0] += call.seconds
+        if spent[0] < SLOW_SECONDS:
+            return
+        times = own / [max(np.median(np.delete(own, index)), 1e-3) for index in range(cluster.size)]
+        slow = {int(index) for index in np.flatnonzero(times >= SLOW)}
+        for index in sorted(slow - named):
+            name = f"worker {index}"
+            said = "%s at %s takes %.1f times as long as its peers for its part of a step"
+            logger.warning(said, name, cluster.addresses[name], times[index])
+            log.record("slow", step=state.step, worker=name, times=round(float(times[index]), 1))
+        named.clear()
+        named.update(slow)
+        own[:], spent[0] = 0.0, 0.0
 
     return act
 

@@ -7,6 +7,8 @@ file, so a reader can tell a whole from a half and the original from a changed o
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -36,18 +38,49 @@ def building(path: Path, manifest: dict[str, Any], *, clean: bool = False) -> It
       StorageError: the file system refused; names the path.
     """
     path = Path(path).absolute()
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
     if occupied(path) and not clean:
         raise UsageError(f"{path} is already there; {REMEDY}")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        try:
-            partial.chmod(0o755)
-            yield partial
-            write_manifest(partial, manifest)
-            move_in(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with _held(partial):
+            try:
+                partial.chmod(0o755)
+                yield partial
+                write_manifest(partial, manifest)
+                move_in(partial, path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Inside, `partial` is what somebody is building, until the process has ended."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Deletes what killed processes left of `path`: half-built, and held by nobody."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.partial-old-*"):
+        if (old / path.name).exists() and not occupied(path):  # killed when it was away and the new not yet there
+            with contextlib.suppress(OSError):
+                os.rename(old / path.name, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def occupied(path: Path) -> bool:
@@ -177,10 +210,21 @@ def storage_errors(path: Path) -> Iterator[None]:
         if isinstance(error, ConnectionError | TimeoutError):
             raise
         named = error.filename or path
-        raise StorageError(f"{named}: {error.strerror or error}") from error
+        raise StorageError(f"{named}: {error.strerror or error}{_room(error.errno, path)}") from error
     except Exception as error:
         # TensorFlow's own writers give an error of their own, with the system's words in it.
         refusal = next((words for words in map(os.strerror, REFUSALS) if words in str(error)), None)
         if refusal is None or isinstance(error, TrainerError):
             raise
-        raise StorageError(f"{path}: {refusal}") from error
+        full = errno.ENOSPC if refusal == os.strerror(errno.ENOSPC) else None
+        raise StorageError(f"{path}: {refusal}{_room(full, path)}") from error
+
+
+def _room(number: int | None, path: Path) -> str:
+    """How much is left where `path` is, if that is what is wrong."""
+    if number not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    return f"; {usage.free:,} of {usage.total:,} bytes are free"

@@ -8,7 +8,6 @@ Gradients are applied as they come, to weights that others may have changed mean
 import dataclasses
 import itertools
 import logging
-import re
 import time
 from collections.abc import Callable
 
@@ -47,6 +46,10 @@ def check(config: Config) -> None:
     ):
         if value := getattr(config, field):
             raise UsageError(f"{field}={shown(value)}: {meaning}")
+    if config.on_nan == "rollback":
+        raise UsageError(
+            "on_nan=rollback: with parameter servers nobody knows what came after the batch; set it to stop"
+        )
 
 
 def sendable(config: Config, cluster: Cluster) -> Config:
@@ -64,8 +67,7 @@ class Workers:
         self._replicas = replicas
         self._cluster = cluster
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(replicas)
-        jobs = cluster.jobs
-        self._addresses = {f"{job} {place}": at for job in ("worker", "ps") for place, at in enumerate(jobs[job])}
+        self._addresses = {name: at for name, at in cluster.addresses.items() if name != cluster.name}
         self._peers = Peers(self._addresses)
         self._lost: set[str] = set()
         # What it says in a dozen lines is raised as well, or said by Peers in one.
@@ -123,9 +125,9 @@ class Workers:
                 return np.array([reply.fetch() for reply in replies])
             except tf.errors.UnavailableError as error:
                 gone = [name for name, address in self._addresses.items() if not reachable(address)]
-                raise Preempted(f"gone: {', '.join(gone) or _cause(error)}; start all again") from error
+                raise Preempted(f"gone: {', '.join(gone) or loop.cause(error)}; start all again") from error
             except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
-                raise DataError(f"a worker cannot read what the coordinator has read: {_cause(error)}") from error
+                raise DataError(f"a worker cannot read what the coordinator has read: {loop.cause(error)}") from error
 
         return run
 
@@ -144,12 +146,6 @@ class Workers:
             raise Preempted(f"gone: {', '.join(gone)}; start all again")
         if min(seconds for name, seconds in silent.items() if name.startswith("worker")) > GONE_SECONDS:
             raise Preempted("gone: all workers; start all again")
-
-
-def _cause(error: tf.errors.OpError) -> str:
-    """What went wrong on another machine, out of all that TensorFlow says of where."""
-    lines = (line for line in error.message.splitlines() if re.match(r"(?!Graph |Detected |<stack)\S", line))
-    return re.sub(r".*Iterator::\S+ ", "", next(lines, error.message))
 
 
 def stretches(first: int, count: int, most: int) -> list[tuple[np.int64, np.int64]]:

@@ -90,7 +90,7 @@ class Checkpoints:
 
     def committed(self) -> list[Path]:
         """The checkpoints there are, the oldest first."""
-        return sorted(path for path in self.directory.glob("step-*") if path.is_dir())
+        return committed(self.directory)
 
     def clear(self) -> None:
         """Deletes all."""
@@ -125,3 +125,14 @@ class Checkpoints:
         if differing:
             shown = "; ".join(f"{key} was {stored.get(key)}, is {self.identity.get(key)}" for key in differing)
             raise UsageError(f"{path}: made by another run: {shown}; give another --run_dir, or --clean to start anew")
+
+
+def committed(directory: Path) -> list[Path]:
+    """The checkpoints in `directory`, the oldest first."""
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def newest(directory: Path) -> int:
+    """The step of the newest checkpoint in `directory`; −1 if there is none."""
+    steps = [int(path.name.removeprefix("step-")) for path in committed(directory)]
+    return steps[-1] if steps else -1

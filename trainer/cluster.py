@@ -3,6 +3,7 @@
 Standard library only: a wrong description is refused before TensorFlow is imported.
 """
 
+import collections
 import dataclasses
 import json
 import re
@@ -11,7 +12,11 @@ from typing import Any
 
 from trainer.errors import UsageError
 
-HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
+LABEL = r"[A-Za-z0-9_]([\w-]{0,61}[A-Za-z0-9_])?"
+HOST = re.compile(rf"{LABEL}(\.{LABEL})*\.?|\[[0-9a-fA-F:.]+\]", re.ASCII)
+PORT = re.compile(r"[0-9]{1,5}")
+INDEX = "{index}"
+COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 JOBS = ("chief", "worker", "ps")
 
 
@@ -63,14 +68,19 @@ class Cluster:
         return {**asynchronous, "worker": self.workers}
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Where each process is reached, by what it is called."""
+        return {_name(job, place): at for job, places in self.jobs.items() for place, at in enumerate(places)}
+
+    @property
     def address(self) -> str:
         """Where the others reach this process; nothing, if it is on its own."""
-        return self.jobs[self.job][self.index] if self.workers else ""
+        return self.addresses[self.name] if self.workers else ""
 
     @property
     def name(self) -> str:
         """What this process is called among the others."""
-        return "chief" if self.job == "chief" else f"{self.job} {self.index}"
+        return _name(self.job, self.index)
 
 
 def read(
@@ -80,15 +90,22 @@ def read(
     expected_workers: int = 0,
     strategy: str = "default",
 ) -> Cluster:
-    """The cluster of TF_CONFIG, else of the two flags, else this process alone.
+    """The cluster of TF_CONFIG, else of the flags, else this process alone.
 
-    `worker_hosts` is a comma list of host:port; `expected_workers` > 0 must be the number of
-    workers; `strategy` must be able to use what is found.
+    `worker_hosts` is a comma list of host:port, or one such address with {index} in it, which
+    stands for as many workers as `expected_workers` says.  Which of them this is says
+    `task_index`, or else the JOB_COMPLETION_INDEX that Kubernetes gives the pods of an indexed
+    job.  `expected_workers` > 0 must be the number of workers; `strategy` must be able to use
+    what is found.
 
     Raises:
       UsageError: names the field of TF_CONFIG, the flag or the field that is wrong.
     """
-    cluster = _from_tf_config(environ["TF_CONFIG"]) if "TF_CONFIG" in environ else _from_flags(worker_hosts, task_index)
+    if "TF_CONFIG" in environ:
+        cluster = _from_tf_config(environ["TF_CONFIG"])
+    else:
+        hosts = [part.strip() for part in worker_hosts.split(",") if part.strip()]
+        cluster = _from_flags(_expanded(hosts, expected_workers), *_given_index(task_index, environ))
     if cluster.workers:
         check_strategy(cluster, strategy)
     if expected_workers and cluster.size != expected_workers:
@@ -122,33 +139,55 @@ def to_tf_config(cluster: Cluster) -> str:
     return json.dumps({"cluster": jobs, "task": {"type": cluster.job, "index": cluster.index}})
 
 
-def _from_flags(worker_hosts: str, task_index: int | None) -> Cluster:
-    workers = tuple(part.strip() for part in worker_hosts.split(",") if part.strip())
+def _given_index(task_index: int | None, environ: Mapping[str, str]) -> tuple[int | None, str]:
+    """Which worker this is, None if nothing says so, and what to call that which does."""
+    if task_index not in (None, -1):
+        return task_index, "--task_index"
+    text = environ.get(COMPLETION_INDEX)
+    if text is None:
+        return None, "--task_index"
+    if not PORT.fullmatch(text):
+        raise UsageError(f"{COMPLETION_INDEX}={_cut(repr(text))}: must be a whole number, as Kubernetes writes it")
+    return int(text), COMPLETION_INDEX
+
+
+def _expanded(hosts: list[str], expected_workers: int) -> tuple[str, ...]:
+    """`hosts`, a pattern among them written out."""
+    if not any(INDEX in host for host in hosts):
+        return tuple(hosts)
+    if len(hosts) > 1:
+        raise UsageError(f"--worker_hosts: a name with {INDEX} stands for all workers; there are {len(hosts)} names")
+    if expected_workers < 1:
+        raise UsageError(f"--worker_hosts={hosts[0]}: needs --expected_workers, how many they are")
+    return tuple(hosts[0].replace(INDEX, str(index)) for index in range(expected_workers))
+
+
+def _from_flags(workers: tuple[str, ...], index: int | None, field: str) -> Cluster:
     if not workers:
-        if task_index not in (None, -1):
-            raise UsageError(f"--task_index={task_index}: needs --worker_hosts")
+        if index is not None and (index > 0 or field != COMPLETION_INDEX):  # a job of one has an index too
+            raise UsageError(f"{field}={index}: needs --worker_hosts, which says where the others are")
         return Cluster()
     _check_addresses(workers, "--worker_hosts")
-    if task_index in (None, -1):
+    if index is None:
         if len(workers) > 1:
             raise UsageError(f"--task_index: missing; --worker_hosts names {len(workers)} workers")
-        task_index = 0
-    _check_index(task_index, len(workers), "--task_index")
-    return Cluster(workers, task_index)
+        index = 0
+    _check_index(index, len(workers), field)
+    return Cluster(workers, index)
 
 
 def _from_tf_config(text: str) -> Cluster:
     try:
-        described = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"TF_CONFIG: not JSON: {error}") from None
+        described = json.loads(text, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"TF_CONFIG: not JSON: {_cut(str(error))}") from None
     described = _typed(described, dict, "TF_CONFIG")
     jobs = _jobs(_typed(described.get("cluster", {}), dict, "TF_CONFIG: cluster"))
     task = _typed(described.get("task"), dict, "TF_CONFIG: task")
     job, index = task.get("type"), task.get("index")
     if job not in list(jobs):
-        raise UsageError(f"TF_CONFIG: task.type={job!r}: must be {' or '.join(jobs)}")
-    if isinstance(index, str) and index.isdecimal():
+        raise UsageError(f"TF_CONFIG: task.type={_cut(repr(job))}: must be {' or '.join(jobs)}")
+    if isinstance(index, str) and PORT.fullmatch(index):
         index = int(index)
     _check_index(index, len(jobs[job]), "TF_CONFIG: task.index")
     chiefs, workers, ps = (jobs.get(name, ()) for name in ("chief", "worker", "ps"))
@@ -157,14 +196,25 @@ def _from_tf_config(text: str) -> Cluster:
     return Cluster(chiefs + workers, index + (len(chiefs) if job == "worker" else 0))
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if double := _double([name for name, _ in pairs]):
+        raise ValueError(f"{_plain(double)} is there twice")
+    return dict(pairs)
+
+
+def _double(names: list[str]) -> str:
+    """The first of `names` that is there twice; nothing if none is."""
+    return next((name for name, times in collections.Counter(names).items() if times > 1), "")
+
+
 def _jobs(described: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """The addresses of each job that trains."""
     if not described:
         raise UsageError("TF_CONFIG: has no cluster; unset it to train alone")
-    jobs = {job: tuple(_typed(hosts, list, f"TF_CONFIG: cluster.{job}")) for job, hosts in described.items()}
+    jobs = {job: tuple(_typed(hosts, list, f"TF_CONFIG: cluster.{_plain(job)}")) for job, hosts in described.items()}
     for job in jobs:
         if job not in (*JOBS, "evaluator"):
-            raise UsageError(f"TF_CONFIG: cluster.{job}: the jobs here are {', '.join(JOBS)}")
+            raise UsageError(f"TF_CONFIG: cluster.{_plain(job)}: the jobs here are {', '.join(JOBS)}")
     jobs = {job: jobs[job] for job in JOBS if jobs.get(job)}
     if len(jobs.get("chief", ())) > 1:
         raise UsageError(f"TF_CONFIG: cluster.chief: {len(jobs['chief'])} chiefs, there can be one")
@@ -179,25 +229,38 @@ def _jobs(described: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 def _typed(value: Any, kind: type, field: str) -> Any:
     if not isinstance(value, kind):
         wanted = "an object" if kind is dict else "a list"
-        raise UsageError(f"{field}: must be {wanted}, is {json.dumps(value)}")
+        raise UsageError(f"{field}: must be {wanted}, is {_cut(json.dumps(value))}")
     return value
 
 
 def _check_index(index: Any, count: int, field: str) -> None:
     if type(index) is not int or not 0 <= index < count:
-        raise UsageError(f"{field}={index!r}: must be a whole number from 0 to {count - 1}")
+        raise UsageError(f"{field}={_cut(repr(index))}: must be a whole number from 0 to {count - 1}")
 
 
 def _check_addresses(workers: tuple[Any, ...], field: str) -> None:
     for worker in workers:
         host, colon, port = str(worker).rpartition(":")
         if not isinstance(worker, str) or not HOST.fullmatch(host) or not colon or not port.isdecimal():
-            raise UsageError(f"{field}: {worker!r}: must be host:port")
-        if not 1 <= int(port) <= 65535:
-            raise UsageError(f"{field}: {worker!r}: the port must be from 1 to 65535")
-    if len(set(workers)) != len(workers):
-        twice = next(worker for worker in workers if workers.count(worker) > 1)
-        raise UsageError(f"{field}: {twice} is there twice")
+            raise UsageError(f"{field}: {_cut(repr(worker))}: must be host:port")
+        if not PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+            raise UsageError(f"{field}: {_cut(repr(worker))}: the port must be from 1 to 65535")
+    if double := _double([worker.lower() for worker in workers]):
+        raise UsageError(f"{field}: {double} is there twice")
+
+
+def _plain(name: str) -> str:
+    """`name`, which somebody else chose, without line ends and the like."""
+    return _cut(repr(name)[1:-1])
+
+
+def _cut(text: str) -> str:
+    """`text`, which somebody else wrote, in a length that a line bears."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _name(job: str, place: int) -> str:
+    return "chief" if job == "chief" else f"{job} {place}"
 
 
 def _host(address: str) -> str:

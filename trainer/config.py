@@ -146,6 +146,13 @@ class Config:
     early_stop_epochs: int = knob(0, "stop when eval_loss has not improved for so many epochs; 0: off", low=0)
     stop_threshold: float = knob(0.0, "stop when the validation accuracy has reached this; 0: off", low=0.0, high=1.0)
 
+    on_nan: str = knob(
+        "stop",
+        "what a loss, gradient or weight that is not finite does; rollback: pass over the batch, three times at most",
+        choices=("stop", "rollback"),
+        incidental=True,
+    )
+
     # Devices
     strategy: str = knob(
         "default",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import artifact, metrics, report, saved_model
+from trainer import artifact, events, metrics, report, saved_model
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
 from trainer.data.progress import track
@@ -21,8 +21,12 @@ PREDICTIONS_FILE = "predictions.npz"
 REPORT_FILE = "report.html"
 
 
-def run(model: Path, data: Path, output: Path, *, split: str = "test", clean: bool = False) -> dict[str, Any]:
+def run(
+    model: Path, data: Path, output: Path, *, split: str = "test", run_dir: Path | None = None, clean: bool = False
+) -> dict[str, Any]:
     """Evaluates the exported `model` on a split of `data`, and returns what metrics.json holds.
+
+    The report shows the events of the run in `run_dir`, by default `model` with `.run` added.
 
     Raises:
       DataError: the model or the data set is not what its manifest says, they name other
@@ -41,7 +45,8 @@ def run(model: Path, data: Path, output: Path, *, split: str = "test", clean: bo
         return there
     predictions = predict(exported, dataset, split, columns)
     measured = {**subject, "n": len(predictions.label), **measure(predictions, dataset.class_names)}
-    page = report.render(measured, exported, dataset, report.worst_mistakes(predictions, dataset, split))
+    happened = events.read(run_dir or Path(f"{model}.run"))
+    page = report.render(measured, exported, dataset, report.worst_mistakes(predictions, dataset, split), happened)
     manifest = {"kind": KIND, **subject, "n": measured["n"], "class_names": measured["class_names"]}
     manifest["metrics"] = {name: measured[name] for name in metrics.METRICS if name in measured}
     with artifact.building(output, manifest, clean=clean) as directory:

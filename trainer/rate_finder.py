@@ -6,7 +6,6 @@ small to far too large.  The loss first stays, then falls, then rises or is not 
 
 import dataclasses
 import logging
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,10 @@ from scipy.ndimage import gaussian_filter1d
 from trainer import picture, plots, schedule, train
 from trainer.cluster import Cluster
 from trainer.config import Config
+from trainer.data import shards
 from trainer.data.dataset import open_dataset
-from trainer.errors import Interrupted, NumericsError, Preempted, UsageError
+from trainer.errors import NumericsError, UsageError
+from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ def run(config: Config, data: Path, output: Path | None = None) -> dict[str, Any
     config = train.resolved(config, dataset)
     # What watches the validation and what is written has no place in so short a training.
     config = dataclasses.replace(config, skip_eval=True, early_stop_epochs=0, stop_threshold=0.0, profile_steps=())
-    curve = smooth(*measure(config, train.set_up(config, dataset, Cluster())))
+    setup = train.set_up(config, dataset, Cluster(), Watch())
+    with shards.telling(getattr(setup.train, "shards", None)):
+        curve = smooth(*measure(config, setup))
     rate = proposal(curve)
     title = f"{data}, {config.optimizer}, batch_size={config.batch_size}"
     picture.write(output, plots.rate_curve(*curve, rate, title=title, software=SOFTWARE))
@@ -76,7 +79,6 @@ def measure(config: Config, setup: train.Setup) -> tuple[list[float], list[float
 
     Raises:
       NumericsError: the loss is not finite at any rate.
-      Interrupted, Preempted: a signal came.
     """
     fields = np.geomspace(LOWEST, HIGHEST, STEPS).tolist()
     unscaled = dataclasses.replace(config, learning_rate=1.0, schedule="constant", warmup_epochs=0.0)
@@ -86,9 +88,6 @@ def measure(config: Config, setup: train.Setup) -> tuple[list[float], list[float
     logger.info("up to %d steps at rates from %g to %g", STEPS, LOWEST, HIGHEST)
     for step in range(STEPS):
         loss, _, bad = call(step, 1, np.array([0.0, 0.0, -1.0]))
-        if setup.signal.received:
-            kind = Interrupted if setup.signal.received == signal.SIGINT else Preempted
-            raise kind(f"stopped by {signal.Signals(setup.signal.received).name} after step {step}; nothing is kept")
         if bad >= 0 or not np.isfinite(loss):
             break
         losses.append(float(loss))

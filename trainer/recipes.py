@@ -71,8 +71,10 @@ def cifar10_resnet56() -> Config:
 def cifar10_fast() -> Config:
     """The network and training of Jordan 2024 (arXiv 2404.00498), ten epochs on 32 by 32 colour images.
 
-    The paper has 0.94 on CIFAR-10, by means of images that are shifted and mirrored when it is
-    tested too (literature); here each is looked at once.
+    The paper has 0.94 on CIFAR-10 in 4 s on an A100, by means of images that are shifted and
+    mirrored when it is tested too (literature); here each is looked at once.  On two cores with
+    bfloat16, 195 images a second of one of them (measured): 20 minutes (reckoned).  After 3 of
+    the epochs 0.78 of 4,978 images that were held out (measured).
 
     python -m trainer train --data=runs/cifar10 --recipe=cifar10_fast --output=runs/cifar10-model
     """

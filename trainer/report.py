@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -22,6 +22,7 @@ MISTAKES = 24
 LARGEST_PICTURE = 192  # pixels a side; 24 of them in colour stay within 3 MiB
 PIXEL_ART = 64  # up to this many pixels a side, a browser must not smooth what it enlarges
 CONFUSIONS = 10
+EVENTS = 40
 
 
 class Picture(NamedTuple):
@@ -67,8 +68,14 @@ def worst_mistakes(predictions: Predictions, dataset: DataSet, split: str) -> li
     return found
 
 
-def render(measured: dict[str, Any], model: SavedModel, dataset: DataSet, mistakes: Sequence[Mistake]) -> str:
-    """The page for what metrics.json holds; the same inputs give the same bytes."""
+def render(
+    measured: dict[str, Any],
+    model: SavedModel,
+    dataset: DataSet,
+    mistakes: Sequence[Mistake],
+    happened: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page for what metrics.json holds, with the events of the run; the same inputs give the same bytes."""
     loader = jinja2.PackageLoader("trainer")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -95,6 +102,7 @@ def render(measured: dict[str, Any], model: SavedModel, dataset: DataSet, mistak
         class_rows=_classes(measured),
         checks=[_check(check) for check in dataset.manifest.get("checks", [])],
         config=_config(model),
+        **_events(happened),
     )
 
 
@@ -158,6 +166,18 @@ def _check(check: dict[str, Any]) -> tuple[str, str]:
     details = [f"{key} {_joined(value)}" for key, value in check.items() if key not in ("check", "found") and value]
     count = "none" if found == 0 else f"{found:,}" if isinstance(found, int) else str(found)
     return str(check.get("check", "")).replace("_", " "), "; ".join([count, *details])
+
+
+def _events(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The events to show; of many, not each checkpoint."""
+    shown_events = [event for event in happened if len(happened) <= EVENTS or event["event"] != "checkpoint"]
+    rows = []
+    for event in shown_events[-EVENTS:]:
+        facts = {key: value for key, value in event.items() if key not in ("time", "who", "event", "metrics")}
+        told = "; ".join(f"{key} {_joined(value)}" for key, value in facts.items())
+        time = event["time"][:19].replace("T", " ")
+        rows.append({"time": time, "who": event.get("who", ""), "event": event["event"], "facts": told})
+    return {"events": rows, "left_out": len(happened) - len(rows)}
 
 
 def _joined(value: Any) -> str:

@@ -1,7 +1,6 @@
 """What a worker or a parameter server does: whatever its coordinator says, until that is gone."""
 
 import logging
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,24 @@ import tensorflow as tf
 
 from trainer import artifact, devices, strategy
 from trainer.cluster import Cluster
-from trainer.errors import Interrupted, Preempted
+from trainer.errors import Preempted
 from trainer.peers import LOST_SECONDS, POLL_SECONDS, Peers
-from trainer.signals import StopSignal
+from trainer.signals import stopped_by
+from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 COORDINATOR = "the coordinator"
 
 
-def serve(cluster: Cluster, output: Path) -> dict[str, Any]:
+def serve(cluster: Cluster, output: Path, watch: Watch) -> dict[str, Any]:
     """Serves the coordinator of `cluster`; returns the manifest of the model that it leaves at `output`.
 
+    A signal comes to all processes at once: this one serves until the coordinator has saved.
+
     Raises:
-      Preempted: the coordinator is gone and left no model, a SIGTERM came, or the server could not start.
-      Interrupted: a SIGINT came.
+      Preempted: the coordinator is gone and left no model, or the server could not start.
+      Interrupted: it is gone after a SIGINT.
     """
     before = _written(output)
     spec, options = strategy.cluster_spec(cluster), devices.of_server(cluster)
@@ -32,19 +34,19 @@ def serve(cluster: Cluster, output: Path) -> dict[str, Any]:
         server = tf.distribute.Server(spec, cluster.job, cluster.index, protocol="grpc", config=options)
     except strategy.CANNOT_JOIN as error:
         raise Preempted(f"{cluster.name} at {cluster.address}: {error.message}") from error
-    # server.join() would be deaf to signals, and never end.
-    stop = StopSignal()
     logger.info("serving at %s for the coordinator at %s", server.target, cluster.coordinator)
     peers = Peers({COORDINATOR: cluster.coordinator})
-    while not stop.received:
-        silent = peers.silent(COORDINATOR)
-        if silent > POLL_SECONDS and _written(output) not in (None, before):
-            return artifact.read_manifest(output, "model")
-        if silent > LOST_SECONDS:
-            raise Preempted(f"the coordinator at {cluster.coordinator} is gone; start all again")
-        time.sleep(POLL_SECONDS)
-    kind = Interrupted if stop.received == signal.SIGINT else Preempted
-    raise kind(f"{cluster.name} stopped by {signal.Signals(stop.received).name}")
+    with watch.stop.asked():
+        while True:  # server.join() would never end
+            watch.at("serving the coordinator")
+            silent = peers.silent(COORDINATOR)
+            if silent > POLL_SECONDS and _written(output) not in (None, before):
+                return artifact.read_manifest(output, "model")
+            if silent > POLL_SECONDS and watch.stop.received:
+                raise stopped_by(watch.stop.received, "")
+            if silent > LOST_SECONDS:
+                raise Preempted(f"the coordinator at {cluster.coordinator} is gone; start all again")
+            time.sleep(POLL_SECONDS)
 
 
 def _written(output: Path) -> tuple[int, int] | None:

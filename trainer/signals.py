@@ -1,31 +1,97 @@
-"""SIGTERM and SIGINT as a question that the loop asks, not as a death in the middle of a step."""
+"""SIGTERM and SIGINT, noticed whatever the main thread is doing.
 
+A handler of Python's runs in the main thread, between two of its instructions: not while
+TensorFlow computes.  But the number of the signal is written to a pipe at once, from which a
+thread reads.
+"""
+
+import contextlib
 import os
+import select
 import signal
-from types import FrameType
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-from trainer.errors import Interrupted, Preempted
+from trainer.errors import Interrupted, Preempted, TrainerError
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+# A pod is given 30 s to end, and is killed then.
+GRACE_SECONDS = 15.0
+
+# (event, **facts): writes an event of the run.
+Record = Callable[..., None]
 
 
 class StopSignal:
-    """Remembers the first SIGTERM or SIGINT; a second ends the process at once.
+    """The first SIGTERM or SIGINT that came; a second ends the process at once.
 
-    Install it after the strategy: a multi-worker strategy replaces what was there before,
-    and would swallow SIGTERM.
+    The first ends the process too, unless it comes inside `asked`: there the program asks for
+    `received`, and has GRACE_SECONDS to save its work.  What a process leaves half-written is
+    no checkpoint and no model, and the next one sweeps it away.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        self.record: Record = lambda event, **facts: None
+        self._asked = False
+        self.terminal = 2
+        self._program = ""
+        self._pipe = -1
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def listen(self, program: str) -> None:
+        """Begins, in the main thread; `program` is who says why it ends."""
+        self._program = program
+        self.terminal = os.dup(2)  # also while TensorFlow is imported, when what goes to stderr is kept back
+        self._pipe, end = os.pipe()
+        os.set_blocking(end, False)
+        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        self.listen_again()
+        threading.Thread(target=self._wait, daemon=True, name="signals").start()
+
+    def listen_again(self) -> None:
+        """After a multi-worker strategy was made: its own handler of SIGTERM swallows that."""
+        if self._program:
+            for number in NUMBERS:
+                signal.signal(number, lambda *_: None)
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Inside, the program asks; on leaving, a signal that came meanwhile does what it would have done."""
+        self._asked = True
+        try:
+            yield
+        finally:
+            self._asked = False
         if self.received:
-            os._exit(128 + number)
-        self.received = number
+            self._leave("")
 
-    def error(self, step: int) -> Preempted | Interrupted:
-        """What to end with, after the work of `step` steps was saved."""
-        kind = Interrupted if self.received == signal.SIGINT else Preempted
-        name = signal.Signals(self.received).name
-        return kind(f"stopped by {name} after step {step}; the same command, without --clean, goes on")
+    def _wait(self) -> None:
+        number = 0
+        while number not in NUMBERS:  # others that Python handles are written there too
+            number = os.read(self._pipe, 1)[0]
+        self.received = number
+        if self._asked and not select.select([self._pipe], [], [], GRACE_SECONDS)[0]:
+            self._leave(f"and left after {GRACE_SECONDS:g} s, its last steps not saved")
+        self._leave("")
+
+    def _leave(self, where: str) -> None:
+        error = stopped_by(self.received, where)
+        with contextlib.suppress(Exception):  # whatever the storage says, this has to end
+            self.record("preemption", code=error.exit_code, why=str(error))
+        self.end(error)
+
+    def end(self, error: TrainerError) -> NoReturn:
+        """Ends the process with the line and the exit code of `error`, from any thread."""
+        with contextlib.suppress(OSError, ValueError):  # who would read it may be gone
+            sys.stderr.flush()
+            os.write(self.terminal, f"{self._program}: {error}\n".encode())
+        os._exit(error.exit_code)
+
+
+def stopped_by(number: int, where: str) -> Preempted | Interrupted:
+    """What to end with for signal `number`; `where` tells how far the work had come."""
+    kind = Interrupted if number == signal.SIGINT else Preempted
+    said = " ".join(filter(None, (f"stopped by {signal.Signals(number).name}", where)))
+    return kind(f"{said}; the same command, without --clean, goes on")

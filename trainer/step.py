@@ -11,6 +11,7 @@ from trainer.draws import Draws
 from trainer.learner import Learner
 from trainer.models.layers import drawing
 from trainer.packing import fetched, pack, unpack
+from trainer.pulse import Pulse
 from trainer.strategy import communication
 
 
@@ -37,12 +38,17 @@ class Outcome(NamedTuple):
 
 
 def make_train_step(
-    strategy: tf.distribute.Strategy, learner: Learner, rates: Sequence[float], config: Config
+    strategy: tf.distribute.Strategy,
+    learner: Learner,
+    rates: Sequence[float],
+    config: Config,
+    pulse: Pulse | None = None,
+    skipped: Sequence[int] = (),
 ) -> Callable:
     """A function (batch, step) → (loss, accuracy, whether training may go on) for one replica.
 
     Gradients, batch-norm statistics and metrics are summed over replicas together, so every
-    replica holds the same state after every step.
+    replica holds the same state after every step.  The steps in `skipped` change nothing.
     """
     schedule = tf.constant(rates, tf.float32)
     differentiate = _make_differentiate(learner, config)
@@ -58,15 +64,26 @@ def make_train_step(
         mine = differentiate(weights, rest, Batch(*batch), step, first, scale)
         statistics = [statistic / replicas for statistic in mine.statistics]
         local = [*mine.gradients, *statistics, mine.loss, mine.accuracy]
+        if pulse:
+            pulse.arrive(step, local)
         *reduced, loss, accuracy = _sum_over_replicas(context, local, config)
+        if pulse:
+            pulse.go_on(reduced)
         gradients = [gradient / scale for gradient in reduced[: len(weights)]]
         statistics = reduced[len(weights) :]
         finite = _all_finite([*gradients, *statistics, loss])
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
         skippable = finite if learner.loss_scale.dynamic else None
+        if skipped:
+            skip = tf.reduce_any(step == tf.constant(skipped, step.dtype))
+            finite, skippable = finite | skip, ~skip if skippable is None else finite & ~skip
+            loss, accuracy = tf.where(skip, 0.0, loss), tf.where(skip, 0.0, accuracy)
         context.merge_call(update, args=(gradients, statistics, schedule[step], step, skippable))
-        return tf.cast(loss, tf.float64), tf.cast(accuracy, tf.float64), learner.loss_scale.forgives(finite)
+        good = learner.loss_scale.forgives(finite)
+        if pulse:  # finite gradients may still make weights that are not; not asked of parameter servers, who are far
+            good &= _all_finite([variable.value for variable in learner.trainable])
+        return tf.cast(loss, tf.float64), tf.cast(accuracy, tf.float64), good
 
     return train_step
 

@@ -1,9 +1,7 @@
 """One training run, from the cluster to the exported model."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +13,14 @@ from trainer import (
     asynchronous,
     auto,
     devices,
+    events,
     export,
     loop,
     models,
     pretrained,
     profiler,
+    recovery,
+    rendezvous,
     schedule,
     server,
     step,
@@ -28,13 +29,14 @@ from trainer import (
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
 from trainer.config import INCIDENTAL, Config, to_dict
-from trainer.data import examples, input, noise
+from trainer.data import examples, input, noise, shards
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
 from trainer.errors import DataError, UsageError
 from trainer.learner import Learner
-from trainer.signals import StopSignal
+from trainer.pulse import Pulse
 from trainer.version import code_version
+from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +44,32 @@ POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"
 
 
 def run(
-    config: Config, data: Path, output: Path, *, cluster: Cluster, run_dir: Path | None = None, clean: bool = False
+    config: Config,
+    data: Path,
+    output: Path,
+    *,
+    cluster: Cluster,
+    run_dir: Path | None = None,
+    clean: bool = False,
+    watch: Watch | None = None,
+    cluster_timeout: float = 300.0,
 ) -> dict[str, Any]:
     """Trains by `config` on the data set at `data`; returns the manifest of the model at `output`.
 
     Checkpoints and logs go to `run_dir`, by default `output` with `.run` added; from what
-    is there already the run goes on.
+    is there already the run goes on.  The other processes of `cluster` are waited for
+    `cluster_timeout` seconds; a `watch` that was started sees to it that the run ends when it
+    hangs or is asked to.
 
     Raises:
       UsageError: a field does not fit the data, the cluster or the checkpoints.
       DataError: the data set is not what its manifest says, or cannot be trained on.
       NumericsError, StorageError, Preempted, Interrupted: as their classes say.
     """
+    watch = watch or Watch()
     output = Path(output).absolute()
     run_dir = Path(run_dir or f"{output}.run").absolute()
+    watch.at("opening the data set")
     dataset = open_dataset(data, with_files=not config.use_synthetic_data)
     config = resolved(config, dataset)
     request = _request(config, dataset, cluster)
@@ -63,100 +77,177 @@ def run(
         return done
     if cluster.ps:
         asynchronous.check(config)
+    checkpoints = Checkpoints(run_dir / "checkpoints", _identity(config, dataset), config.keep_checkpoints)
+    if clean and cluster.chief:  # before the others are met, who wait
+        checkpoints.clear()
+        events.clear(run_dir)
+    rendezvous.meet(cluster, cluster_timeout, lambda: watch.at("waiting for the other processes"))
     if cluster.serves:
         devices.configure(config, cluster)
-        return server.serve(cluster, output)
-    checkpoints = Checkpoints(run_dir / "checkpoints", _identity(config, dataset), config.keep_checkpoints)
-    if clean and cluster.chief:  # before the strategy, where the others wait
-        checkpoints.clear()
-
-    setup = set_up(config, dataset, cluster)
-    state = _restore(config, checkpoints, setup.learner, setup.mean)
-    _train(config, setup, state, cluster, checkpoints, run_dir)
-
-    result = actions.result(config, state)
-    manifest = _manifest(config, dataset, request, result)
-    if not cluster.chief:
-        return manifest
-    if result["step"] != state.step:
-        logger.info("epoch %s was best; its weights are exported", result["epoch"])
-        setup.learner.assign(checkpoints.variables_of(result["step"]))
-    weights = [variable.numpy() for variable in setup.learner.evaluated()]
-    return export.write(output, manifest, config, weights, state.history, clean=clean)
+        return server.serve(cluster, output, watch)
+    log = events.Events(run_dir, cluster.name, chief=cluster.chief)
+    watch.record_by(log.record)
+    with log.ending():
+        setup = set_up(config, dataset, cluster, watch)
+        state = recovery.restore(config, checkpoints, setup)
+        log.begin(state.step, workers=cluster.size, of=setup.plan.total)
+        state = _train(config, dataset, setup, state, checkpoints, run_dir, log)
+        manifest = _manifest(config, dataset, request, actions.result(config, state))
+        if cluster.chief:
+            manifest = _export(output, manifest, config, setup, state, checkpoints, clean=clean)
+        # Who has ended cannot be started again with the others.
+        with watch.during("waiting for the export"), loop.lost_peers(state):
+            setup.gather([0.0])
+        log.end(state.step, manifest["metrics"])
+    return manifest
 
 
 class Setup(NamedTuple):
     """What a training consists of, before its first step."""
 
+    cluster: Cluster
+    watch: Watch
     replicas: tf.distribute.Strategy
     workers: asynchronous.Workers | None
-    signal: StopSignal
     train: Examples
     validation: Examples | None
     plan: schedule.Plan
     learner: Learner
-    mean: Callable[[float], float]
+    pulse: Pulse
+    gather: loop.Gather
 
 
-def set_up(config: Config, dataset: DataSet, cluster: Cluster) -> Setup:
+def set_up(config: Config, dataset: DataSet, cluster: Cluster, watch: Watch) -> Setup:
     """Makes all that a resolved `config` names.
 
     The order is not free: a multi-worker strategy has to be made before any tensor.
     """
     devices.configure(config, cluster)
-    replicas = strategy.create(config, cluster)
+    with watch.alarmed("making the strategy"):
+        replicas = strategy.create(config, cluster)
+        watch.stop.listen_again()
     workers = asynchronous.Workers(replicas, cluster) if cluster.ps else None
-    signal = StopSignal()
     _check_batch(config, replicas.num_replicas_in_sync)
     kept = asynchronous.sendable(config, cluster) if workers else config
-    train, validation = examples.load(dataset, kept, cluster.neighbours)
+    with watch.during("reading the data set"):
+        train, validation = examples.load(dataset, kept, cluster.neighbours)
     _check_validation(config, validation)
-    with replicas.scope():
-        network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
-    models.adapt(network, config, train)
-    pretrained.start(network, config, dataset.class_names)
-    with replicas.scope():
-        learner = Learner(config, network)
+    with watch.during("building the network"):
+        with replicas.scope():
+            network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+        models.adapt(network, config, train)
+        pretrained.start(network, config, dataset.class_names)
+        with replicas.scope():
+            learner = Learner(config, network)
     plan = schedule.plan(config, len(train))
-    return Setup(replicas, workers, signal, train, validation, plan, learner, loop.make_mean(replicas))
+    gather = loop.make_gather(replicas, cluster)
+    return Setup(cluster, watch, replicas, workers, train, validation, plan, learner, Pulse(), gather)
 
 
 def _train(
-    config: Config, setup: Setup, state: loop.State, cluster: Cluster, checkpoints: Checkpoints, run_dir: Path
+    config: Config,
+    dataset: DataSet,
+    setup: Setup,
+    state: loop.State,
+    checkpoints: Checkpoints,
+    run_dir: Path,
+    log: events.Events,
+) -> loop.State:
+    """Trains from `state` to the end of the plan, or until something stops it; returns where it ended."""
+    save = recovery.make_save(setup, checkpoints, log)
+    if config.on_nan == "rollback" and not state.step:
+        save(state)  # there must be something to go back to
+    while True:
+        try:
+            _train_from(state, config, setup, save, checkpoints, run_dir, log)
+            return state
+        except loop.NotFinite as found:
+            state = recovery.go_back(found.step, config, dataset, setup, state, checkpoints, log)
+
+
+def _train_from(
+    state: loop.State,
+    config: Config,
+    setup: Setup,
+    save: Callable[[loop.State], None],
+    checkpoints: Checkpoints,
+    run_dir: Path,
+    log: events.Events,
 ) -> None:
-    """Trains from `state` to the end of the plan, or until something stops it."""
+    chief = setup.cluster.chief
     rates = schedule.learning_rates(config, setup.plan)
+    record = actions.record_epochs(config, setup.plan, rates, _validation(setup, config))
     after_each_call = [
-        actions.record_epochs(config, setup.plan, rates, _validation(setup, config)),
-        *(_of_the_chief(config, setup, checkpoints, state, run_dir) if cluster.chief else ()),
-        actions.stop_on_signal(setup.signal),
+        actions.at_epochs(record),
+        *(_of_the_chief(config, setup, state, run_dir, log) if chief else ()),
+        actions.save_checkpoints(config, setup.plan, save),
+        actions.stop_on_signal(),
     ]
-    train_call = make_train_call(setup, rates, config, state.step)
-    abreast = cluster.size if cluster.ps else 1
-    with profiler.tracing(config, run_dir / "tensorboard", state, chief=cluster.chief) as tracing:
-        loop.run(train_call, setup.plan, state, config, setup.mean, [*tracing, *after_each_call], abreast)
-    if state.stopped and cluster.chief:
+    with loop.lost_peers(state):
+        record(state)  # what a signal had cut short
+    train_call = make_train_call(setup, rates, config, state.step, state.skipped)
+    readers = [getattr(each, "shards", None) for each in (setup.train, setup.validation)]
+    with (
+        shards.telling(*readers),
+        profiler.tracing(config, run_dir / "tensorboard", state, chief=chief) as tracing,
+    ):
+        loop.run(
+            train_call,
+            setup.plan,
+            state,
+            config,
+            [*tracing, *after_each_call],
+            gather=setup.gather,
+            pulse=setup.pulse,
+            watch=setup.watch,
+            save_due=lambda: actions.saving_is_cheap(checkpoints),
+            abreast=setup.cluster.size if setup.workers else 1,
+        )
+    if state.stopped and chief:
         logger.info("stopped: %s", state.stopped)
 
 
-def make_train_call(setup: Setup, rates: list[float], config: Config, first_step: int) -> loop.TrainCall:
+def make_train_call(
+    setup: Setup, rates: list[float], config: Config, first_step: int, skipped: Sequence[int] = ()
+) -> loop.TrainCall:
     """The loop's call of the device, at the rate `rates[step]`, with batches from `first_step` on."""
-    train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
     if setup.workers:
+        train_step = step.make_train_step(setup.replicas, setup.learner, rates, config)
         return setup.workers.make_train_call(train_step, setup.train, config)
+    train_step = step.make_train_step(setup.replicas, setup.learner, rates, config, setup.pulse, skipped)
     batches = input.training(setup.replicas, setup.train, config, first_step)
     return loop.make_train_call(setup.replicas, train_step, batches, config)
 
 
 def _of_the_chief(
-    config: Config, setup: Setup, checkpoints: Checkpoints, start: loop.State, run_dir: Path
+    config: Config, setup: Setup, start: loop.State, run_dir: Path, log: events.Events
 ) -> Iterator[loop.Action]:
     """What only the chief does after a call: it speaks and writes for all."""
     yield actions.report_progress(config, setup.plan, start)
     if config.enable_tensorboard:
         yield actions.write_summaries(run_dir / "tensorboard", config.batch_size, start)
     yield actions.record_times(config, setup.plan, run_dir)
-    yield actions.save_checkpoints(config, setup.plan, checkpoints, setup.learner.values, setup.signal)
+    if setup.cluster.size > 1 and not setup.workers:
+        yield actions.name_slow_workers(setup.cluster, log)
+
+
+def _export(
+    output: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    setup: Setup,
+    state: loop.State,
+    checkpoints: Checkpoints,
+    *,
+    clean: bool,
+) -> dict[str, Any]:
+    best = manifest["metrics"]
+    if best["step"] != state.step:
+        logger.info("epoch %s was best; its weights are exported", best["epoch"])
+        setup.learner.assign(checkpoints.variables_of(best["step"]))
+    with setup.watch.during("exporting"):
+        weights = [variable.numpy() for variable in setup.learner.evaluated()]
+        return export.write(output, manifest, config, weights, state.history, clean=clean)
 
 
 def resolved(config: Config, dataset: DataSet) -> Config:
@@ -230,7 +321,7 @@ def shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
     return config.image_size, config.image_size, dataset.image_shape[2]
 
 
-def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float]] | None:
+def _validation(setup: Setup, config: Config) -> loop.Evaluate | None:
     if setup.validation is None:
         return None
     evaluate_step = step.make_evaluate_step(setup.learner, config)
@@ -238,31 +329,7 @@ def _validation(setup: Setup, config: Config) -> Callable[[], tuple[float, float
         return setup.workers.make_evaluate_call(evaluate_step, setup.validation, config)
     steps = input.evaluation_steps(setup.validation, config)
     batches = input.evaluation(setup.replicas, setup.validation, config)
-    return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps)
-
-
-def _restore(config: Config, checkpoints: Checkpoints, learner: Learner, mean: Callable[[float], float]) -> loop.State:
-    """The state to go on from, the learner set to it; a fresh one where there is no checkpoint."""
-    state = loop.State()
-    if found := checkpoints.restore():
-        values, stored = found
-        learner.assign(values)
-        state = loop.State(**stored)
-        logger.info("going on after step %d", state.step)
-    with loop.lost_peers(state):
-        # Also what is incidental: it may change which calls a worker makes, and all must make the same.
-        if not _all_have(json.dumps([to_dict(config), checkpoints.identity], sort_keys=True), mean):
-            raise UsageError("the workers differ in Config, data or precision; give all the same --data and --set")
-        if not _all_have(str(state.step), mean):
-            raise UsageError(f"{checkpoints.directory}: not the same for all workers; --run_dir must be shared by all")
-    return state
-
-
-def _all_have(text: str, mean: Callable[[float], float]) -> bool:
-    """Whether every worker calls this with the same text, by the mean and the spread of a digest."""
-    mark = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
-    middle = mean(float(mark))
-    return mean((mark - middle) ** 2) == 0.0
+    return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps, setup.gather, setup.watch)
 
 
 def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], result: Mapping) -> dict[str, Any]:

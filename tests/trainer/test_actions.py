@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from trainer import actions, artifact, export, launch, stats
-from trainer.__main__ import COMMANDS
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.loop import State
@@ -108,21 +106,17 @@ def test_tensorboard_has_the_pace_of_each_epoch(sparse: Run):
     assert [event.step for event in events.Tensors("images_per_second")] == [EPOCH, 2 * EPOCH, 3 * EPOCH, 4 * EPOCH]
 
 
-def printed(capsys, tiny: Path, run: Run) -> dict:
+def printed(run_python, tiny: Path, run: Run) -> dict:
     """What the command prints for a model that is there already."""
-    values = flags.FlagValues()
-    command = COMMANDS["train"]
-    command.define(values)
     settings = [f"--set={setting}" for setting in run.settings]
-    values(["train", f"--data={tiny}", f"--output={run.model}", "--json", *settings])
-    command.run(values, [])
-    return json.loads(capsys.readouterr().out)
+    words = ["train", f"--data={tiny}", f"--output={run.model}", "--json", *settings]
+    return json.loads(run_python("-m", "trainer", *words).stdout)
 
 
 def test_the_stats_of_2019_are_printed_under_their_names_also_for_a_model_that_is_there(
-    sparse: Run, tiny: Path, capsys
+    sparse: Run, tiny: Path, run_python
 ):
-    found = printed(capsys, tiny, sparse)
+    found = printed(run_python, tiny, sparse)
     log = found["step_timestamp_log"]
     assert [entry["batch_index"] for entry in log] == list(range(0, 4 * EPOCH, 10))
     times = [entry["timestamp"] for entry in log]

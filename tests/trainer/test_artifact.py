@@ -183,7 +183,7 @@ def test_a_number_that_json_has_not_stops_the_build(tmp_path):
 def test_an_error_of_the_file_system_names_the_place(tmp_path, error):
     with pytest.raises(StorageError) as caught:
         build_and_fail(tmp_path / "thing", error)
-    assert str(caught.value) == f"{tmp_path / 'thing'}: {error.strerror}"
+    assert str(caught.value).partition(";")[0] == f"{tmp_path / 'thing'}: {error.strerror}"
     assert caught.value.exit_code == 5
     assert os.listdir(tmp_path) == []
 
@@ -212,3 +212,51 @@ def test_a_killed_build_leaves_nothing_at_the_place(tmp_path):
     assert not (tmp_path / "thing").exists()
     build(tmp_path / "thing")
     assert artifact.verify(tmp_path / "thing", "thing")
+
+
+KILLED_WHILE_BUILDING = """
+import os, signal, sys
+from pathlib import Path
+from trainer import artifact
+with artifact.building(Path(sys.argv[1]), {"kind": "thing"}) as partial:
+    (partial / "a.txt").write_text("half")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("building", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_half_built_is_swept_away(tmp_path):
+    words = [sys.executable, "-c", KILLED_WHILE_BUILDING, tmp_path / "thing", "killed"]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert [name[:15] for name in os.listdir(tmp_path)] == [".thing.partial-"]
+    build(tmp_path / "thing")
+    assert os.listdir(tmp_path) == ["thing"]
+
+
+def test_what_another_process_is_building_is_left_alone(tmp_path):
+    words = [sys.executable, "-c", KILLED_WHILE_BUILDING, tmp_path / "thing", "waiting"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "building\n"
+        build(tmp_path / "thing.other")
+        build(tmp_path / "thing", clean=True)
+        assert len(os.listdir(tmp_path)) == 3
+        other.communicate()
+    assert sorted(os.listdir(tmp_path)) == ["thing", "thing.other"]
+
+
+def test_what_was_taken_away_for_something_that_never_came_is_put_back(thing):
+    """As a process leaves it that is killed between the two renames of a replacement."""
+    aside = thing.parent / ".thing.partial-old-x"
+    aside.mkdir()
+    thing.rename(aside / "thing")
+    with pytest.raises(UsageError, match="already there"):
+        build(thing)
+    assert artifact.verify(thing, "thing")
+    assert os.listdir(thing.parent) == ["thing"]
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_are_left(small_disk):
+    with pytest.raises(StorageError, match=r"No space left on device; [\d,]+ of 2,097,152 bytes are free"):
+        build(small_disk / "thing", {"large": "x" * 3_000_000})

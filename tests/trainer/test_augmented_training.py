@@ -11,6 +11,7 @@ from trainer.cluster import Cluster
 from trainer.config import Config, override
 from trainer.data.dataset import open_dataset
 from trainer.train import make_train_call, resolved, set_up
+from trainer.watch import Watch
 
 TINY = ["resnet_size=8", "batch_size=16", "train_epochs=12", "dtype=fp32", "learning_rate=0.2"]
 EVERYTHING = [
@@ -29,7 +30,7 @@ def trained(data: Path, settings: list[str], stops: list[int]) -> tuple[list[flo
     """The mean loss of each STRETCH, and all variables after COMPARED steps; at `stops` the input is made anew."""
     dataset = open_dataset(data)
     config = resolved(override(Config(), [*TINY, *settings]), dataset)
-    setup = set_up(config, dataset, Cluster())
+    setup = set_up(config, dataset, Cluster(), Watch())
     rates, losses = schedule.learning_rates(config, setup.plan), []
     values: dict[str, np.ndarray] = {}
     for first, end in itertools.pairwise(stops):

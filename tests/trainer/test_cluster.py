@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer import cluster
 from trainer.cluster import Cluster
@@ -29,6 +31,9 @@ def refused(environ, **flags) -> str:
         ("", "TF_CONFIG: not JSON"),
         ("{", "TF_CONFIG: not JSON"),
         ("worker-0", "TF_CONFIG: not JSON"),
+        ("[" * 100_000, "TF_CONFIG: not JSON"),
+        ("9" * 5_000, "TF_CONFIG: not JSON"),
+        ('{"cluster": {"worker": ["a:1"], "worker": ["b:1"]}}', "TF_CONFIG: not JSON: worker is there twice"),
         ("{'cluster': {}}", "TF_CONFIG: not JSON"),
         ("null", "TF_CONFIG: must be an object"),
         ("[]", "TF_CONFIG: must be an object"),
@@ -64,7 +69,9 @@ def test_a_tf_config_that_is_none_is_refused_by_field(text, field):
     assert refused({"TF_CONFIG": text}).startswith(field)
 
 
-@pytest.mark.parametrize("index", [-1, 2, 0.5, 0.0, 1e999, True, None, "one", "-1", "0.5", "2", [0], {}])
+@pytest.mark.parametrize(
+    "index", ["٣", "1" * 5_000, -1, 2, 0.5, 0.0, 1e999, True, None, "one", "-1", "0.5", "2", [0], {}]
+)
 def test_an_index_that_names_no_worker_is_refused(index):
     message = refused(tf_config(index=index))
     assert message.startswith("TF_CONFIG: task.index=")
@@ -79,12 +86,13 @@ def test_an_index_may_be_written_as_a_number_or_its_digits(index):
 @pytest.mark.parametrize(
     "address",
     ["a", "a:", ":2222", "", "a:port", "a:-1", "a:0", "a:65536", "a:99999", "a:22 22", "a b:2222", "::1:2222",
-     "http://a:2222", "a/b:2222", "a:2222/", "a,b:2222", 2222, None, ["a:2222"], {"a": 2222}],
+     "http://a:2222", "a:२", "a:" + "1" * 5000, "a..b:1", "-a:1", ".:1", "a" * 64 + ":1",
+     "a/b:2222", "a:2222/", "a,b:2222", 2222, None, ["a:2222"], {"a": 2222}],
 )  # fmt: skip
 def test_an_address_that_would_hang_is_refused(address):
     message = refused(tf_config(["b:2222", address]))
     assert message.startswith("TF_CONFIG: cluster: ")
-    assert repr(address) in message
+    assert repr(address)[:77] in message
 
 
 @pytest.mark.parametrize(
@@ -97,7 +105,7 @@ def test_an_address_that_could_be_right_is_taken(address):
 def test_an_address_twice_is_refused_by_name():
     assert refused(tf_config(["a:1", "b:1", "a:1"])) == "TF_CONFIG: cluster: a:1 is there twice"
     assert "a:1 is there twice" in refused(tf_config(["a:1"], chief=["a:1"]))
-    assert "a:1 is there twice" in refused({}, worker_hosts="a:1,a:1", task_index=0)
+    assert "a:1 is there twice" in refused({}, worker_hosts="a:1,A:1", task_index=0)
 
 
 @pytest.mark.parametrize("job", ["evaluator", "ps", "master", "Worker", "", None, 0])
@@ -185,6 +193,89 @@ def test_what_is_written_for_a_worker_is_read_back(index):
 def test_neighbours_are_counted_by_host():
     workers = ("a:1", "a:2", "b:1", "a:3", "[::1]:1", "[::1]:2")
     assert [Cluster(workers, index).neighbours for index in range(6)] == [3, 3, 1, 3, 2, 2]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_pods_of_an_indexed_job_are_named_by_a_pattern(index):
+    environ = {"JOB_COMPLETION_INDEX": str(index)}
+    found = cluster.read(environ, worker_hosts="train-{index}.train.team.svc:2222", expected_workers=3)
+    assert found == Cluster(tuple(f"train-{each}.train.team.svc:2222" for each in range(3)), index)
+    assert cluster.read(environ, worker_hosts="a:1,b:1,c:1") == Cluster(("a:1", "b:1", "c:1"), index)
+    assert cluster.read(environ, worker_hosts="a:1,b:1", task_index=0).index == 0
+
+
+def test_a_job_of_one_is_alone():
+    assert cluster.read({"JOB_COMPLETION_INDEX": "0"}) == Cluster()
+
+
+@pytest.mark.parametrize(
+    ("completion_index", "flags", "message"),
+    [
+        ("1", {}, "JOB_COMPLETION_INDEX=1: needs --worker_hosts"),
+        ("0", {"expected_workers": 2}, "--expected_workers=2: no TF_CONFIG or --worker_hosts"),
+        ("0", {"worker_hosts": "a-{index}:1"}, "--worker_hosts=a-{index}:1: needs --expected_workers"),
+        ("3", {"worker_hosts": "a-{index}:1", "expected_workers": 3}, "JOB_COMPLETION_INDEX=3: must be a whole number"),
+        ("", {"worker_hosts": "a-{index}:1", "expected_workers": 3}, "JOB_COMPLETION_INDEX='': must be a whole"),
+        ("-1", {"worker_hosts": "a:1,b:1"}, "JOB_COMPLETION_INDEX='-1': must be a whole number"),
+        ("0", {"worker_hosts": "a-{index}:1,b:1", "expected_workers": 3}, "--worker_hosts: a name with {index}"),
+        ("0", {"worker_hosts": "a-{i}:1", "expected_workers": 1}, "--worker_hosts: 'a-{i}:1': must be host:port"),
+        ("0", {"worker_hosts": "a:1{index}", "expected_workers": 10**5}, "--worker_hosts: 'a:110000': the port"),
+    ],
+)
+def test_a_wrong_indexed_job_is_refused_by_name(completion_index, flags, message):
+    assert refused({"JOB_COMPLETION_INDEX": completion_index}, **flags).startswith(message)
+
+
+WORDS = st.sampled_from(
+    ["cluster", "task", "worker", "chief", "ps", "evaluator", "type", "index", "environment", "a:1"]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | WORDS,
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text() | WORDS, inside, max_size=4),
+    max_leaves=12,
+)
+HOSTS = st.lists(st.sampled_from(["a:1", "b:2", "c:3", "A:1", "[::1]:9", "d:0", "e"]) | ANYTHING, max_size=3)
+NEARLY_RIGHT = st.fixed_dictionaries(
+    {
+        "cluster": st.dictionaries(WORDS | st.text(max_size=3), HOSTS, max_size=4) | ANYTHING,
+        "task": st.fixed_dictionaries({"type": WORDS | ANYTHING, "index": st.integers(-1, 3) | ANYTHING}) | ANYTHING,
+    }
+)
+
+
+def read_or_refused(environ, **flags) -> None:
+    """Either a cluster that makes sense, or one line that is no novel."""
+    try:
+        found = cluster.read(environ, **flags)
+    except UsageError as error:
+        said = str(error)
+    else:
+        said = ""
+    if said:
+        assert len(said.splitlines()) == 1
+        assert len(said) < 300
+        return
+    addresses = [address for each in found.jobs.values() for address in each]
+    assert len(set(addresses)) == len(addresses)
+    assert not addresses or found.address in addresses
+    assert cluster.read({"TF_CONFIG": cluster.to_tf_config(found)}) == found if addresses else found == Cluster()
+
+
+@given(text=st.text() | (NEARLY_RIGHT | ANYTHING).map(json.dumps))
+def test_whatever_tf_config_says_is_read_or_refused_in_a_line(text):
+    read_or_refused({"TF_CONFIG": text})
+
+
+@given(
+    hosts=st.text()
+    | st.lists(st.sampled_from(["a:1", "b:2", "w-{index}:3", "{index}", ","]) | st.text()).map(",".join),
+    index=st.none() | st.integers(),
+    completion_index=st.none() | st.text() | st.integers(-2, 5).map(str),
+    expected=st.integers(-2, 5),
+)
+def test_whatever_the_flags_say_is_read_or_refused_in_a_line(hosts, index, completion_index, expected):
+    environ = {} if completion_index is None else {"JOB_COMPLETION_INDEX": completion_index}
+    read_or_refused(environ, worker_hosts=hosts, task_index=index, expected_workers=expected)
 
 
 JOBS = {"chief": ["c:1"], "worker": ["a:1", "b:1"], "ps": ["p:1", "a:2"]}

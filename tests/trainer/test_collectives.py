@@ -34,6 +34,7 @@ def check(ways: list[dict], devices: int, auto: str) -> None:
     assert len({found["weights"] for found in ways}) == 1
 
 
+@pytest.mark.long
 def test_two_devices_reduce_as_they_are_told_to_the_same_bits():
     (ways,) = measured(["mirrored", "-", "8"])
     check(ways, devices=2, auto="ring")  # TensorFlow's own choice among CPUs

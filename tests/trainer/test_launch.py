@@ -82,9 +82,11 @@ def test_the_user_error_of_the_workers_is_said_once(tiny: Path, tmp_path: Path):
     assert said.strip().splitlines()[-1].startswith("python -m trainer: norm_group=7")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_when_one_worker_dies_all_end(number: int, tiny: Path, tmp_path: Path):
-    endless = command(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=100000", "--set=log_steps=1")
+    flags = ["--workers=2", "--max_restarts=0", "--set=train_epochs=100000", "--set=log_steps=1"]
+    endless = command(tiny, tmp_path / "model", *flags)
     with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if "loss" in line:
@@ -211,6 +213,7 @@ def test_contradictions_are_refused_before_tensorflow_is_imported(more, describe
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["off", "one_device", "mirrored"])
 def test_each_strategy_of_one_process_trains(strategy: str, tiny: Path, tmp_path: Path):
     run(tiny, tmp_path / "model", f"--set=strategy={strategy}", "--set=train_epochs=1")

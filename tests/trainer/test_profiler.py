@@ -7,9 +7,12 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from trainer import artifact, launch, loop, profiler, schedule
+from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.errors import NumericsError, UsageError
 from trainer.loop import State
+from trainer.pulse import Pulse
+from trainer.watch import Watch
 
 TINY = ["resnet_size=8", "batch_size=16", "dtype=fp32", "learning_rate=0.4"]
 CONVOLUTIONS = 10  # of resnet_size=8: the stem, three blocks of two, three shortcuts
@@ -50,7 +53,9 @@ def loop_of(tmp_path: Path):
         call = loop.make_train_call(tf.distribute.get_strategy(), train_step, batches, config)
         state = State(step=start)
         with profiler.tracing(config, tmp_path, state, chief=True) as actions:
-            loop.run(call, plan, state, config, lambda number: number, [*actions, *([act] if act else [])])
+            gather = loop.make_gather(tf.distribute.get_strategy(), Cluster())
+            after = [*actions, *([act] if act else [])]
+            loop.run(call, plan, state, config, after, gather=gather, pulse=Pulse(), watch=Watch())
         # Each batch was taken once, whoever made the step.
         assert state.correct_sum == sum(range(start, state.step))
         return traced(tmp_path)

@@ -1,5 +1,6 @@
 import html.parser
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import evaluate, plots, report, saved_model
+from trainer import evaluate, events, plots, report, saved_model
 from trainer.data import dataset as datasets
 from trainer.data import prepare
 
@@ -51,6 +52,9 @@ def evaluation(tmp_path_factory):
     data = prepare.run(f"folder:{root / 'images'}", root / "data", data_time="2026-01-01T00:00:00Z")
     manifest = {"digest": data.digest, "source": data.manifest["source"], "splits": {}}
     brightness_model.write(root / "model", list(data.class_names), [0.2, 0.8], channels=3, data=manifest)
+    log = events.Events(root / "model.run", "worker 1")
+    log.record("hang", doing=f"training after step 41 {EVIL}", seconds=600)
+    log.record("resume", step=40, workers=2)
     evaluate.run(root / "model", root / "data", root / "evaluation")
     return root / "evaluation"
 
@@ -96,6 +100,21 @@ def test_the_mistakes_are_pictures_the_most_confident_first(page):
     ]
     assert "The 3 wrong answers, most confident first." in page.text
     assert page.text.index("122_x") < page.text.index("131_x") < page.text.index("126_x")
+
+
+def test_what_happened_to_the_run_is_told(page):
+    assert "Events of the run" in page.text
+    assert page.text.index("doing training after step 41 <script>") < page.text.index("step 40; workers 2")
+
+
+def test_of_many_events_the_checkpoints_are_left_out(evaluation):
+    model, data = evaluation.parent / "model", datasets.open_dataset(evaluation.parent / "data")
+    measured = json.loads((evaluation / "metrics.json").read_text())
+    happened = [{"time": "2026-01-01T00:00:00Z", "event": "start", "step": 0}]
+    happened += [{"time": "2026-01-01T00:00:01Z", "event": "checkpoint", "step": step} for step in range(300)]
+    page = Page(report.render(measured, saved_model.open_model(model), data, [], happened))
+    assert "300 events are left out, checkpoints first" in page.text
+    assert "step 0" in page.text
 
 
 def test_ids_are_unique(page):

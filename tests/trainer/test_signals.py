@@ -6,19 +6,23 @@ import time
 import pytest
 
 from trainer.errors import Interrupted, Preempted
+from trainer.signals import stopped_by
 
-# Says when it listens, then works until a signal is noticed, as the loop does.
+# Says when it listens, and works on until it has noticed a signal, in Python or deaf to it as in a call of C.
 WORKER = """
-import sys, time
-from trainer.signals import StopSignal
-signal = StopSignal()
-print("listening", flush=True)
-while not signal.received:
-    time.sleep(0.01)
-print("noticed", signal.received, flush=True)
-time.sleep(float(sys.argv[1]))
-error = signal.error(1200)
-print(type(error).__name__, error.exit_code, error, flush=True)
+import contextlib, sys, time
+from trainer import signals
+if len(sys.argv) > 2:
+    signals.GRACE_SECONDS = float(sys.argv[2])
+stop = signals.StopSignal()
+stop.listen("tests")
+with stop.asked() if sys.argv[1] == "asked" else contextlib.nullcontext():
+    print("listening", flush=True)
+    while not stop.received:
+        time.sleep(0.01)
+    print("noticed", stop.received, flush=True)
+    time.sleep(30 if len(sys.argv) > 2 else 0)
+    raise signals.stopped_by(stop.received, "after step 1200")
 """
 
 
@@ -26,8 +30,8 @@ print(type(error).__name__, error.exit_code, error, flush=True)
 def worker():
     started = []
 
-    def start(seconds: float) -> subprocess.Popen:
-        program = [sys.executable, "-c", WORKER, str(seconds)]
+    def start(*words: str) -> subprocess.Popen:
+        program = [sys.executable, "-c", WORKER, *words]
         started.append(subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         assert started[-1].stdout.readline() == "listening\n"
         return started[-1]
@@ -38,28 +42,51 @@ def worker():
         process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("number", "kind", "code"), [(signal.SIGTERM, Preempted, 143), (signal.SIGINT, Interrupted, 130)]
-)
-def test_a_signal_is_remembered_and_the_work_goes_on(worker, number, kind, code):
-    process = worker(0)
+KINDS = [(signal.SIGTERM, Preempted, 143), (signal.SIGINT, Interrupted, 130)]
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), KINDS)
+def test_a_program_that_asks_learns_of_it_and_ends_by_itself(worker, number, kind, code):
+    process = worker("asked")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
-    assert out == (
-        f"noticed {int(number)}\n{kind.__name__} {code} "
-        f"stopped by {number.name} after step 1200; the same command, without --clean, goes on\n"
+    assert out == f"noticed {int(number)}\n"
+    assert err.splitlines()[-1] == (
+        f"trainer.errors.{kind.__name__}: stopped by {number.name} after step 1200; "
+        "the same command, without --clean, goes on"
     )
-    assert (err, process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), KINDS)
+def test_where_nobody_asks_the_process_ends_at_once_in_a_line(worker, number, kind, code):
+    process = worker("alone")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err == f"tests: stopped by {number.name}; the same command, without --clean, goes on\n"
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_process_at_once(worker, first, second):
-    process = worker(60)
+    process = worker("asked", "60")
     process.send_signal(first)
     assert process.stdout.readline() == f"noticed {int(first)}\n"
     began = time.monotonic()
     process.send_signal(second)
-    assert process.wait(timeout=20) == 128 + second
+    assert process.wait(timeout=20) == 128 + first
     assert time.monotonic() - began < 5
     assert process.stdout.read() == ""
+
+
+def test_a_program_that_does_not_end_is_left_after_its_time(worker):
+    process = worker("asked", "1")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    assert "stopped by SIGTERM and left after 1 s, its last steps not saved" in process.stderr.read()
+
+
+@pytest.mark.parametrize(("number", "kind", "code"), KINDS)
+def test_the_error_has_the_code_of_its_signal(number, kind, code):
+    error = stopped_by(number, "")
+    assert (type(error), error.exit_code) == (kind, code)

@@ -99,7 +99,9 @@ def test_after_a_resume_the_rate_is_that_of_the_step_and_not_of_a_count_begun_an
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
+)
 def test_a_signal_saves_the_work_and_tells_by_its_code(number: int, code: int, tiny: Path, tmp_path: Path):
     endless = arguments(tiny, tmp_path / "model", "--set=train_epochs=100000", "--set=log_steps=1")
     with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:

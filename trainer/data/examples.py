@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data import records
 from trainer.data.dataset import DataSet, read
 from trainer.data.noise import SOURCE, Noise
 from trainer.data.preprocess import pixels, random_crop
@@ -21,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 class Examples(Protocol):
     """Images and labels that a batch is taken from."""
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Which record of its split each is, int64 [N]."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -110,6 +117,16 @@ def shared(examples: Examples) -> Examples:
     return examples
 
 
+def names(dataset: DataSet, examples: Examples, indices: np.ndarray) -> list[str]:
+    """What each of `indices`, int64 [n], of the training `examples` is called where it came from."""
+    if isinstance(examples, Noise):
+        return [SOURCE]
+    numbers = examples.numbers[indices]
+    serialized = ShardReader(_shards(dataset, "train")).read(numbers)
+    found = [records.parsed(each, dataset.manifest["features"], str(dataset.directory)).name for each in serialized]
+    return [name or f"train {number}" for name, number in zip(found, numbers, strict=True)]
+
+
 def load(dataset: DataSet, config: Config, workers_here: int) -> tuple[Examples, Examples | None]:
     """The training examples and, where there are any, those for validation, at image_size.
 
@@ -186,9 +203,12 @@ def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, 
 
 def _on_disk(dataset: DataSet, split: str, config: Config) -> tuple[OnDisk, list[str]]:
     """A split left where it is, and the ids of its examples."""
-    shards = [dataset.directory / file for file, _ in dataset.manifest["splits"][split]["shards"]]
     seen = [(example.id, example.label) for example in read(dataset, split)]
     labels = np.array([label for _, label in seen], np.int32)
     feature, channels = dataset.manifest["features"]["image"], dataset.image_shape[2]
-    examples = OnDisk(ShardReader(shards), np.arange(len(seen)), labels, feature, channels, config)
+    examples = OnDisk(ShardReader(_shards(dataset, split)), np.arange(len(seen)), labels, feature, channels, config)
     return examples, [each for each, _ in seen]
+
+
+def _shards(dataset: DataSet, split: str) -> list[Path]:
+    return [dataset.directory / file for file, _ in dataset.manifest["splits"][split]["shards"]]

@@ -21,6 +21,11 @@ class Noise:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """As Examples.numbers."""
+        return np.arange(self.count)
+
     def take(self, indices: tf.Tensor, draws: Draws | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """As Examples.take."""
         values = np.random.default_rng(0).normal(MEAN, DEVIATION, self.shape)

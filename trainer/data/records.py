@@ -79,7 +79,7 @@ def read(directory: Path, shards: Iterable[Shard], features: Mapping[str, str]) 
         file = directory / shard.file
         count = 0
         for serialized in _serialized(file, shard.examples):
-            yield _parsed(serialized, features, f"{file}, record {count}")
+            yield parsed(serialized, features, f"{file}, record {count}")
             count += 1
         if count != shard.examples:
             raise DataError(f"{file}: holds {count} records, not {shard.examples}; it was cut short or changed")
@@ -221,7 +221,12 @@ def _serialized(file: Path, examples: int) -> Iterator[bytes]:
         raise DataError(f"{file}: damaged: {error.message.splitlines()[0]}") from None
 
 
-def _parsed(serialized: bytes, features: Mapping[str, str], where: str) -> Record:
+def parsed(serialized: bytes, features: Mapping[str, str], where: str) -> Record:
+    """The record that a shard holds as `serialized`.
+
+    Raises:
+      DataError: it is none; says `where` it is.
+    """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

@@ -9,8 +9,9 @@ from trainer import artifact, cluster, quiet
 from trainer.config import override
 from trainer.data.dataset import open_dataset
 from trainer.errors import UsageError
-from trainer.launch import local
+from trainer.launch import local, supervisor
 from trainer.recipes import recipe as named
+from trainer.watch import Watch
 
 
 def train(
@@ -25,32 +26,64 @@ def train(
     worker_hosts: str = "",
     task_index: int | None = None,
     expected_workers: int = 0,
+    cluster_timeout: float = 300.0,
+    hang_timeout: float = 600.0,
+    max_restarts: int = 3,
+    program: str = "",
 ) -> dict[str, Any]:
     """Trains a model by `recipe` with `overrides`, and returns its manifest.
 
     With `workers` > 1, or strategy=parameter_server, so many local workers share the cores of
-    this machine.  Otherwise this process is the one that TF_CONFIG, or `worker_hosts` and
-    `task_index`, say it is.
+    this machine, and when one is lost, all are started again, `max_restarts` times without a
+    new checkpoint at most.  Otherwise this process is the one that TF_CONFIG, or `worker_hosts`
+    and `task_index`, say it is.  It waits `cluster_timeout` seconds for the others.
+
+    `program`: whose process this is, in its words.  It then ends with a line and an exit code
+    of its own when a signal or a hang of `hang_timeout` seconds (0: for ever) ends it.
 
     Raises:
       TrainerError: as trainer.train.run; of the first worker that failed.
     """
     config = override(named(recipe), overrides)
     here = cluster.read(os.environ, worker_hosts, task_index, expected_workers, config.strategy)
-    if workers < 1:
-        raise UsageError(f"--workers={workers}: must be at least 1")
+    for flag, value, least in (
+        ("workers", workers, 1),
+        ("max_restarts", max_restarts, 0),
+        ("hang_timeout", hang_timeout, 0.0),
+        ("cluster_timeout", cluster_timeout, 0.0),
+    ):
+        if not least <= value < float("inf"):
+            raise UsageError(f"--{flag}={value}: must be at least {least:g}")
     if workers > 1 and here.workers:
         raise UsageError(f"--workers={workers}: starts workers of its own; unset TF_CONFIG and --worker_hosts")
     if workers > 1 or (config.strategy == "parameter_server" and not here.workers):
-        members = local.members(workers, config.strategy)
-        cluster.check_strategy(members[0], config.strategy)
+        cluster.check_strategy(local.members(workers, config.strategy)[0], config.strategy)
         open_dataset(data)
         command = ["train", f"--data={data}", f"--output={output}", f"--recipe={recipe}"]
         command += [f"--set={assignment}" for assignment in overrides]
-        command += [f"--run_dir={run_dir}"] * bool(run_dir) + ["--clean"] * clean
-        local.run(command, members)
+        command += [f"--cluster_timeout={cluster_timeout:g}", f"--hang_timeout={hang_timeout:g}"]
+        run_dir = run_dir or Path(f"{output}.run")
+        supervisor.run(
+            [*command, f"--run_dir={run_dir}"],
+            lambda: local.members(workers, config.strategy),
+            run_dir,
+            max_restarts,
+            clean=clean,
+        )
         return artifact.read_manifest(Path(output), "model")
+    watch = Watch(here.name, hang_timeout)
+    if program:
+        watch.start(program, int(os.environ.get(local.LAUNCHER, 0)))
     quiet.import_tensorflow()
     from trainer import train as training
 
-    return training.run(config, Path(data), Path(output), cluster=here, run_dir=run_dir, clean=clean)
+    return training.run(
+        config,
+        Path(data),
+        Path(output),
+        cluster=here,
+        run_dir=run_dir,
+        clean=clean,
+        watch=watch,
+        cluster_timeout=cluster_timeout,
+    )

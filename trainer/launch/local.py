@@ -16,12 +16,24 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from trainer.cluster import Cluster, to_tf_config
-from trainer.errors import Interrupted, Preempted, TrainerError
+from trainer.errors import Preempted, TrainerError
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python -m trainer"
+# The environment variable that tells a worker whose process it must not outlive.
+LAUNCHER = "KFP_VISION_LAUNCHER"
 GRACE_SECONDS = 20.0
+# The others learn from each other that one is gone, but sooner from here; what they hold is not worth more time.
+LOST_SECONDS = 5.0
+
+
+class Stopped(Exception):
+    """A signal, by its `number`, ended a launcher and all that it had started."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def members(workers: int, strategy: str) -> list[Cluster]:
@@ -45,6 +57,7 @@ def run(command: Sequence[str], cluster: Sequence[Cluster]) -> None:
     ended; a SIGTERM or SIGINT here is passed on.
 
     Raises:
+      Stopped: by a signal that came here.
       TrainerError: with the words and the exit code of the process that failed first.
     """
     logger.info("starting %s", ", ".join(f"{member.name} at {member.address}" for member in cluster))
@@ -61,9 +74,7 @@ def run(command: Sequence[str], cluster: Sequence[Cluster]) -> None:
         finally:
             _end(processes, 0.0 if received else GRACE_SECONDS)
     if received:
-        name = signal.Signals(received[0]).name
-        kind = Interrupted if received[0] == signal.SIGINT else Preempted
-        raise kind(f"stopped by {name}; the same command, without --clean, goes on")
+        raise Stopped(received[0])
     if failed is not None:
         raise _error(cluster[failed].name, processes[failed].returncode, last_words.get(failed, ""))
 
@@ -77,12 +88,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _start(command: Sequence[str], member: Cluster) -> subprocess.Popen[str]:
-    environment = os.environ | {"TF_CONFIG": to_tf_config(member), "PYTHONUNBUFFERED": "1"}
+    own = {"TF_CONFIG": to_tf_config(member), LAUNCHER: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     program = [sys.executable, "-m", "trainer", *command, f"--expected_workers={member.size}"]
     # A session of its own: Ctrl-C reaches the process once, from here.
     return subprocess.Popen(
         program,
-        env=environment,
+        env=os.environ | own,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -123,17 +134,19 @@ def _first_failure(
 
 
 def _end(processes: Sequence[subprocess.Popen[str]], grace: float) -> None:
-    """Ends what still runs: asks, and after `grace` seconds kills."""
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + grace
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """Ends what still runs: asks, asks again, and after `grace` seconds kills."""
+    for patience, ask in (
+        (min(grace, LOST_SECONDS), signal.SIGTERM),
+        (grace - LOST_SECONDS, signal.SIGTERM),  # the second makes a worker leave without saving
+        (10.0, signal.SIGKILL),
+    ):
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
+            process.send_signal(ask)
+        deadline = time.monotonic() + patience
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,294 @@
+"""Processes that are killed, asked to stop or hung, at a named moment: they end so, and go on to the same bits.
+
+Every fault is one that a real process meets (tests/faults/inject); that it fired is part of each
+test.  FAULTS is the one table of what must happen: the README shows it, with what was measured.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import artifact, events
+
+INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
+SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "steps_per_loop=1", "checkpoint_steps=3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What a process does to itself at an event whose arguments contain all of `match`, and what must follow.
+
+    `code` is the exit code, `seconds` the longest from the fault until all processes are gone, `saved`
+    the step of the newest checkpoint then (−1: there is none): a signal is noticed after the next call.
+    """
+
+    what: str
+    do: str
+    event: str
+    match: tuple[str, ...]
+    code: int
+    seconds: float
+    saved: int
+    who: str = "alone"
+    flags: tuple[str, ...] = ()
+    count: int = 1
+
+
+def step(number: int) -> tuple[str, tuple[str, ...]]:
+    return "trainer.step", (f"({number},)",)
+
+
+def at(doing: str) -> tuple[str, tuple[str, ...]]:
+    return "trainer.at", (f"'{doing}",)
+
+
+def saving(number: int, event: str, file: str) -> tuple[str, tuple[str, ...]]:
+    return event, (f"/.step-{number:08d}.partial", file)
+
+
+VALIDATING = at("validating, after 0 of 1 steps of it'")
+EXPORTING = at("exporting'")
+FIRST_STEP = at("training after step 0'")
+
+# What befalls one run after another of the same training: each goes on where the one before it was ended.
+KILLED = [
+    Fault("kill -9 as a save begins", "SIGKILL", *saving(3, "os.mkdir", ""), -9, 5, -1),
+    Fault("kill -9 at its variables", "SIGKILL", *saving(6, "open", "variables.npz"), -9, 5, 3),
+    Fault("kill -9 at its state", "SIGKILL", *saving(9, "open", "state.json"), -9, 5, 6),
+    Fault("kill -9 at its manifest", "SIGKILL", *saving(12, "open", "manifest.json"), -9, 5, 9),
+    Fault("kill -9 before it is committed", "SIGKILL", *saving(15, "os.rename", "/step-00000015"), -9, 5, 12),
+    Fault("kill -9 as an old one goes", "SIGKILL", "os.rename", ("/step-00000009'",), -9, 5, 18),
+    Fault("kill -9 between two steps", "SIGKILL", *step(20), -9, 5, 18),
+    Fault("kill -9 in the validation", "SIGKILL", *VALIDATING, -9, 5, 21),
+    Fault("kill -9 in the export", "SIGKILL", "open", ("history.csv",), -9, 5, 24),
+]
+ASKED = [
+    Fault("SIGTERM in the import", "SIGTERM", "import", ("'tensorflow'",), 143, 20, -1),
+    Fault("SIGTERM while the step is compiled", "SIGTERM", *FIRST_STEP, 143, 20, -1),
+    Fault("SIGTERM between two steps", "SIGTERM", *step(4), 143, 20, 5),
+    Fault("SIGTERM in the validation", "SIGTERM", *VALIDATING, 143, 20, 8),
+    Fault("SIGTERM in a save", "SIGTERM", *saving(12, "open", "variables.npz"), 143, 20, 13),
+    Fault("SIGINT between two steps", "SIGINT", *step(14), 130, 20, 15),
+    Fault("SIGTERM in the export", "SIGTERM", *EXPORTING, 143, 20, 24),
+]
+HUNG = [Fault("a main thread that hangs", "hang", *step(14), 143, 25, 12, flags=("--hang_timeout=8",))]
+SOME = [
+    Fault("kill -9 between two steps", "SIGKILL", *step(14), -9, 5, 12),
+    Fault("SIGTERM in the validation", "SIGTERM", *VALIDATING, 143, 20, 16),
+]
+TOGETHER = [
+    Fault("kill -9 of one of two", "SIGKILL", *step(4), 143, 30, 3, who="worker 1"),
+    Fault("kill -9 of the chief of two", "SIGKILL", *step(7), 143, 30, 6, who="worker 0"),
+    Fault("SIGTERM to one of two", "SIGTERM", *step(10), 143, 20, 11, who="worker 1"),
+    Fault("SIGTERM to the launcher of two", "signal the launcher", *step(13), 143, 20, 14, who="worker 1"),
+    Fault("SIGSTOP of one of two", "SIGSTOP", *step(16), 143, 40, 15, who="worker 1", flags=("--hang_timeout=15",)),
+    Fault("one of two hangs", "hang", *step(20), 143, 35, 18, who="worker 1", flags=("--hang_timeout=8",)),
+]
+
+
+def command(data: Path, output: Path, *flags: str) -> list[str]:
+    settings = [f"--set={setting}" for setting in SETTINGS]
+    return [sys.executable, "-m", "trainer", "train", f"--data={data}", f"--output={output}", *settings, *flags]
+
+
+def run(words: list[str], fault: Fault | None = None, marker: Path | None = None, timeout: float = 200):
+    """The process when it has ended, what it said, and how many seconds after the fault the last of all was gone."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    if fault:
+        described = {**dataclasses.asdict(fault), "marker": str(marker or "")}
+        environment |= {"FAULTS": json.dumps([described]), "PYTHONPATH": str(INJECT)}
+    started = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    said = started.communicate(timeout=timeout)[1]  # at the end of the pipe, nobody holds it any more
+    since = time.time() - float(marker.read_text()) if marker and marker.exists() else 0.0
+    return started.returncode, said, since
+
+
+def weights(model: Path) -> str:
+    return artifact.verify(model, "model")["weights_sha256"] + (model / "history.csv").read_text()
+
+
+def newest(model: Path) -> int:
+    steps = [int(path.name.removeprefix("step-")) for path in Path(f"{model}.run/checkpoints").glob("step-*")]
+    return max(steps, default=-1)
+
+
+def happened(model: Path) -> list[str]:
+    return [event["event"] for event in events.read(Path(f"{model}.run"))]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: Path, tmp_path_factory):
+    """The weights and history of the training that nothing befalls, by the number of workers."""
+    made: dict[int, str] = {}
+
+    def of(workers: int) -> str:
+        if workers not in made:
+            model = tmp_path_factory.mktemp("unbroken") / "model"
+            code, said, _ = run(command(tiny, model, f"--workers={workers}"))
+            assert code == 0, said
+            made[workers] = weights(model)
+        return made[workers]
+
+    return of
+
+
+def broken(fault: Fault, words: list[str], model: Path, marker: Path) -> str:
+    """Runs into the fault; what was said."""
+    code, said, seconds = run(words, fault, marker)
+    assert marker.exists(), f"the fault did not fire: {said}"
+    assert code == fault.code, said
+    assert seconds < fault.seconds
+    assert "Traceback" not in said
+    assert newest(model) in (fault.saved, fault.saved + (fault.do == "signal the launcher"))
+    if fault.code > 0:
+        assert said.splitlines()[-1].startswith("python -m trainer: ")
+    print(f"{fault.what}: {code} after {seconds:.1f} s")
+    return said
+
+
+def survived(faults: list[Fault], words: list[str], model: Path, unbroken: str) -> None:
+    """Runs into each of `faults`, and then to the end."""
+    for place, fault in enumerate(faults):
+        said = broken(fault, [*words, *fault.flags], model, model.with_name(f"fired{place}"))
+        if fault.do == "hang":
+            assert "no progress for 8 s, training after step" in said
+            assert "most recent call first" in said
+            assert "hang" in happened(model)
+        assert not model.exists()
+    code, said, _ = run(words)
+    assert code == 0, said
+    assert weights(model) == unbroken
+    assert not [left for left in model.parent.rglob(".*.partial*") if left.is_dir()]
+    assert happened(model)[-1] == "end"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [SOME, *(pytest.param(each, marks=pytest.mark.long) for each in (KILLED, ASKED, HUNG))],
+    ids=["some", "killed", "asked", "hung"],
+)
+def test_one_process_ends_and_goes_on_to_the_same_bits(faults, tiny: Path, tmp_path: Path, unbroken):
+    survived(faults, command(tiny, tmp_path / "model"), tmp_path / "model", unbroken(1))
+
+
+@pytest.mark.long
+def test_when_one_goes_all_go_and_come_again_to_the_same_bits(tiny: Path, tmp_path: Path, unbroken):
+    words = command(tiny, tmp_path / "model", "--workers=2")
+    alone = [dataclasses.replace(fault, flags=("--max_restarts=0", *fault.flags)) for fault in TOGETHER]
+    survived(alone, words, tmp_path / "model", unbroken(2))
+
+
+def test_a_lost_worker_is_started_again_with_the_others(tiny: Path, tmp_path: Path, unbroken):
+    fault = Fault("kill -9 of one of two, restarted", "SIGKILL", *step(14), 0, 60, 24, who="worker 1")
+    words = command(tiny, tmp_path / "model", "--workers=2")
+    said = broken(fault, words, tmp_path / "model", tmp_path / "fired")
+    assert "worker 1 was ended by SIGKILL; restart 1 of 3, from step 12" in said
+    assert "restart" in happened(tmp_path / "model")
+    assert weights(tmp_path / "model") == unbroken(2)
+
+
+@pytest.mark.long
+def test_four_workers_go_on_to_the_same_bits(tiny: Path, tmp_path: Path, unbroken):
+    fault = Fault("kill -9 of one of four, restarted", "SIGKILL", *step(14), 0, 90, 24, who="worker 2")
+    broken(fault, command(tiny, tmp_path / "model", "--workers=4"), tmp_path / "model", tmp_path / "fired")
+    assert weights(tmp_path / "model") == unbroken(4)
+
+
+@pytest.mark.long
+def test_killed_at_every_step_the_weights_are_the_same(tiny: Path, tmp_path: Path):
+    """Each process makes one step more than the one before it, saves, and is killed."""
+    flags = ["--set=train_steps=8", "--set=checkpoint_steps=1", "--set=train_epochs=1"]
+    code, said, _ = run(command(tiny, tmp_path / "unbroken", *flags))
+    assert code == 0, said
+    words = command(tiny, tmp_path / "model", *flags)
+    for made in range(1, 9):
+        fault = Fault("", "SIGKILL", *step(made), -9, 5, made)
+        code, said, _ = run(words, fault, tmp_path / f"fired{made}")
+        assert code == -9, said
+        assert not (tmp_path / "model").exists()
+    code, said, _ = run(words)
+    assert code == 0, said
+    assert weights(tmp_path / "model") == weights(tmp_path / "unbroken")
+
+
+def running(model: Path) -> list[str]:
+    """The processes that make `model`."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"--output={model}".encode() in file.read_bytes().split(b"\0"):
+                found.append(file.parent.name)
+    return found
+
+
+@pytest.mark.long
+def test_workers_do_not_outlive_a_launcher_that_is_killed(tiny: Path, tmp_path: Path, unbroken):
+    fault = Fault("kill -9 of the launcher", "end the launcher", *step(14), -9, 20, 12, who="worker 1")
+    words = command(tiny, tmp_path / "model", "--workers=2")
+    broken(fault, words, tmp_path / "model", tmp_path / "fired")
+    deadline = time.monotonic() + 20
+    while left := running(tmp_path / "model"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    code, said, _ = run(words)
+    assert code == 0, said
+    assert weights(tmp_path / "model") == unbroken(2)
+
+
+def test_what_comes_back_at_the_same_step_is_not_tried_for_ever(tiny: Path, tmp_path: Path):
+    """A fault that has no marker fires in each process anew."""
+    fault = Fault("", "SIGKILL", *at("reading the data set'"), 143, 60, -1, who="worker 1")
+    words = command(tiny, tmp_path / "model", "--workers=2", "--max_restarts=1")
+    code, said, _ = run(words, fault)
+    assert code == 143, said
+    assert said.splitlines()[-1].endswith("after 1 restarts without a new checkpoint")
+    assert said.count("; restart ") == 1
+
+
+def test_a_permanent_failure_is_not_tried_again(tiny: Path, tmp_path: Path):
+    code, said, _ = run(command(tiny, tmp_path / "model", "--workers=2", "--set=learning_rate=1e18", "--set=norm=none"))
+    assert code == 4, said
+    assert "; restart " not in said
+    assert happened(tmp_path / "model")[-1] == "failure"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "index", "said"),
+    [
+        ("127.0.0.1:{own},nowhere.invalid:1", 0, "worker 1 at nowhere.invalid:1 (Name or service not known)"),
+        ("127.0.0.1:{other},127.0.0.1:{own}", 1, "the chief at 127.0.0.1:{other}, and those that it waits for"),
+        ("127.0.0.1:{taken},127.0.0.1:{own}", 0, "port {taken} of worker 0 at 127.0.0.1:{taken}"),
+    ],
+    ids=["a name that nobody has", "a chief that never comes", "a port that is taken"],
+)
+def test_who_never_comes_is_named(hosts: str, index: int, said: str, tiny: Path, tmp_path: Path):
+    from trainer.launch.local import _free_ports
+
+    own, other, taken = _free_ports(3)
+    with contextlib.ExitStack() as stack:
+        import socket
+
+        stack.enter_context(socket.create_server(("", taken)))
+        ports = {"own": own, "other": other, "taken": taken}
+        flags = [f"--worker_hosts={hosts.format(**ports)}", f"--task_index={index}", "--cluster_timeout=2"]
+        code, words, _ = run(command(tiny, tmp_path / "model", *flags))
+    assert code == 143
+    assert f"waited 2 s for {said.format(**ports)}" in words.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_workers_whose_weights_differ_make_no_checkpoint_of_them(tiny: Path, tmp_path: Path, unbroken):
+    fault = Fault("a weight of one of two changes", "change a weight", *step(14), 4, 30, 12, who="worker 1")
+    words = command(tiny, tmp_path / "model", "--workers=2")
+    said = broken(fault, words, tmp_path / "model", tmp_path / "fired")
+    assert "step 15: worker 1 and worker 0 hold other weights" in said.splitlines()[-1]
+    code, said, _ = run(words)
+    assert code == 0, said
+    assert weights(tmp_path / "model") == unbroken(2)
