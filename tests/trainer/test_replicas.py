@@ -57,4 +57,6 @@ def test_two_devices_follow_the_curve_of_one(way: str, tiny: Path, tmp_path: Pat
     assert "2 replicas" in done.stderr
     tolerance = 0.05 if way == "in half" else 2e-3
     for alone, together in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        assert together == pytest.approx(alone, rel=tolerance, abs=tolerance)
+        *numbers, accuracy = together
+        assert numbers == pytest.approx(alone[:-1], rel=tolerance, abs=tolerance)
+        assert accuracy == pytest.approx(alone[-1], abs=0.02)  # one of 64 may be on the edge
