@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Saving takes at most this share of the time, unless checkpoint_steps says when to save.
 SAVING_SHARE = 0.02
-# A worker is named that takes so many times as long as its peers, over so many seconds.
-SLOW = 3.0
+# A worker is named whose own part of a step takes so many times as long as its peers, over so many seconds.
+SLOW = 2.5
 SLOW_SECONDS = 10.0
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # The more, the less a fast worker waits for a slow one at the end of a call; each costs milliseconds.
 STRETCHES_PER_WORKER = 4
 POLL_SECONDS = 0.005
-# How long there may be no worker at all, before all has to be started again.
+# How long nothing may get on while somebody is gone, before all has to be started again.
 GONE_SECONDS = 60.0
 LARGEST_GIB = 1.9
 
@@ -60,7 +60,8 @@ def sendable(config: Config, cluster: Cluster) -> Config:
 class Workers:
     """The workers of a parameter-server strategy, as the coordinator of `cluster` has them.
 
-    One that is gone takes part again when it is back; what it was making, another makes anew.
+    What one that is gone was making, another makes anew.  It takes part again when it is back
+    and no other is gone: TensorFlow takes workers back all together, or none.
     """
 
     def __init__(self, replicas: tf.distribute.Strategy, cluster: Cluster):
@@ -117,13 +118,14 @@ class Workers:
 
         def run(first: int, count: int) -> np.ndarray:
             parts = stretches(first, count, STRETCHES_PER_WORKER * self._cluster.size)
+            began = time.monotonic()
             try:
                 replies = [self._coordinator.schedule(function, args=tuple(map(tf.constant, part))) for part in parts]
                 while not self._coordinator.done():  # its join() would wait for ever, were all gone
-                    self._watch()
+                    self._watch(time.monotonic() - began)
                     time.sleep(POLL_SECONDS)
                 return np.array([reply.fetch() for reply in replies])
-            except tf.errors.UnavailableError as error:
+            except loop.LOST as error:
                 gone = [name for name, address in self._addresses.items() if not reachable(address)]
                 raise Preempted(f"gone: {', '.join(gone) or loop.cause(error)}; start all again") from error
             except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
@@ -131,8 +133,8 @@ class Workers:
 
         return run
 
-    def _watch(self) -> None:
-        """Says who is gone and who is back.
+    def _watch(self, waited: float) -> None:
+        """Says who is gone and who is back, `waited` seconds after they were given something to do.
 
         Raises:
           Preempted: training cannot go on without them.
@@ -142,10 +144,11 @@ class Workers:
         for name in sorted(lost ^ self._lost):
             logger.warning("%s at %s is %s", name, self._addresses[name], "gone" if name in lost else "back")
         self._lost = lost
-        if gone := [name for name in lost if name.startswith("ps")]:  # and with it what it held
+        gone = [name for name in sorted(lost) if name.startswith("ps")]  # and with it what it held
+        if min(waited, max(silent.values())) > GONE_SECONDS:
+            gone = sorted(lost)
+        if gone:
             raise Preempted(f"gone: {', '.join(gone)}; start all again")
-        if min(seconds for name, seconds in silent.items() if name.startswith("worker")) > GONE_SECONDS:
-            raise Preempted("gone: all workers; start all again")
 
 
 def stretches(first: int, count: int, most: int) -> list[tuple[np.int64, np.int64]]:

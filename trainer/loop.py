@@ -236,7 +236,6 @@ def run(
       Preempted: another worker is gone.
     """
     pace = _Pace(config.steps_per_loop, abreast)
-    gathered = 0.0
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.looking_at(pulse))
         while state.step < plan.total and not state.stopped:
@@ -248,9 +247,8 @@ def run(
                 if not pace.calls:  # until now there was nothing to save, and much to compile
                     stack.enter_context(watch.stop.asked())
                 seconds = time.perf_counter() - began
-                own = seconds * pulse.own_share() + (began - gathered if gathered else 0.0)
+                own = seconds * pulse.own_share()
                 call = Call.of(count, gather(Word(seconds, own, watch.stop.received, save_due())), time.time())
-                gathered = time.perf_counter()
                 if sums[2] >= 0:
                     raise NotFinite(int(sums[2]))
                 state.loss_sum, state.correct_sum = float(sums[0]), float(sums[1])
@@ -261,19 +259,30 @@ def run(
                     action(state, call)
 
 
+# What TensorFlow says where another process is gone; a collective may be given up for another reason too.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
+
+
 @contextlib.contextmanager
 def lost_peers(state: State) -> Iterator[None]:
     """Turns what TensorFlow says when another worker goes away during the block into Preempted."""
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    except tf.errors.OpError as error:
+        if not isinstance(error, LOST) and "Collective ops is aborted" not in error.message:
+            raise
         raise Preempted(f"step {state.step}: another worker is gone: {cause(error)}") from error
 
 
 def cause(error: tf.errors.OpError) -> str:
     """What went wrong, out of all that TensorFlow says of where."""
     lines = (line for line in error.message.splitlines() if re.match(r"(?!Graph |Detected |<stack)\S", line))
-    return re.sub(r".*Iterator::\S+ ", "", next(lines, error.message))
+    return re.sub(r".*Iterator::\S+ ", "", next(lines, error.message)).rstrip(":")
 
 
 class _Pace:

@@ -88,6 +88,7 @@ def run(
     log = events.Events(run_dir, cluster.name, chief=cluster.chief)
     watch.record_by(log.record)
     with log.ending():
+        watch.at("setting up")
         setup = set_up(config, dataset, cluster, watch)
         state = recovery.restore(config, checkpoints, setup)
         log.begin(state.step, workers=cluster.size, of=setup.plan.total)
@@ -156,7 +157,8 @@ def _train(
     """Trains from `state` to the end of the plan, or until something stops it; returns where it ended."""
     save = recovery.make_save(setup, checkpoints, log)
     if config.on_nan == "rollback" and not state.step:
-        save(state)  # there must be something to go back to
+        with loop.lost_peers(state):
+            save(state)  # there must be something to go back to
     while True:
         try:
             _train_from(state, config, setup, save, checkpoints, run_dir, log)

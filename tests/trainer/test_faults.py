@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -281,6 +283,97 @@ def test_who_never_comes_is_named(hosts: str, index: int, said: str, tiny: Path,
         code, words, _ = run(command(tiny, tmp_path / "model", *flags))
     assert code == 143
     assert f"waited 2 s for {said.format(**ports)}" in words.splitlines()[-1]
+
+
+def until(process: subprocess.Popen, words: str) -> str:
+    """The first line that holds `words`, of what `process` says."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
+            return line
+    pytest.fail("".join(said))
+
+
+@pytest.mark.long
+def test_a_slow_worker_is_named(tiny: Path, tmp_path: Path):
+    """A worker that has the processor for one millisecond in four."""
+    flags = ["--workers=2", "--max_restarts=0", "--set=train_epochs=100000", "--set=image_size=32"]
+    words = command(tiny, tmp_path / "model", *flags, "--set=skip_eval=true", "--set=checkpoint_steps=0")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process, contextlib.ExitStack() as stack:
+        stack.callback(process.terminate)
+        until(process, "] epoch 2/")
+        (slow,) = (
+            int(pid) for pid in running(tmp_path / "model") if '"index": 1' in Path(f"/proc/{pid}/environ").read_text()
+        )
+        driving = threading.Event()
+
+        def drive() -> None:
+            while not driving.is_set():
+                os.kill(slow, signal.SIGSTOP)
+                time.sleep(0.15)
+                os.kill(slow, signal.SIGCONT)
+                time.sleep(0.05)
+
+        driver = threading.Thread(target=drive)
+        stack.callback(driver.join)
+        stack.callback(driving.set)
+        driver.start()
+        assert "] worker 1 at 127.0.0.1:" in until(process, " times as long as its peers for its part of a step")
+    slowness = [event for event in events.read(Path(f"{tmp_path / 'model'}.run")) if event["event"] == "slow"]
+    assert [event["worker"] for event in slowness] == ["worker 1"]
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces with a cable between them: (name, address) of each."""
+    names = [f"kfp-vision-{os.getpid()}-{end}" for end in "ab"]
+    hosts = list(zip(names, ("10.213.77.1", "10.213.77.2"), strict=True))
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespaces here: {error}")
+            stack.callback(ip, "netns", "del", name)
+        one, other = names
+        ip("link", "add", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns", other)
+        for name, address in hosts:
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "cable", "up")
+        yield hosts
+
+
+@pytest.mark.long
+def test_when_the_network_between_two_is_cut_both_end(two_hosts, tiny: Path, tmp_path: Path):
+    flags = [f"--worker_hosts={','.join(f'{address}:5000' for _, address in two_hosts)}", "--hang_timeout=40"]
+    words = command(tiny, tmp_path / "model", *flags)
+
+    def start(stack: contextlib.ExitStack, *more: str) -> list[subprocess.Popen]:
+        started = []
+        for index, (name, _) in enumerate(two_hosts):
+            full = ["ip", "netns", "exec", name, *words, *more, f"--task_index={index}"]
+            started.append(stack.enter_context(subprocess.Popen(full, stderr=subprocess.PIPE, text=True)))
+            stack.callback(started[-1].kill)
+        return started
+
+    with contextlib.ExitStack() as stack:
+        processes = start(stack, "--set=train_epochs=100000")
+        until(processes[0], "epoch 2/")
+        subprocess.run(["ip", "-n", two_hosts[1][0], "link", "set", "cable", "down"], check=True)
+        cut = time.monotonic()
+        for process in processes:
+            said = process.communicate(timeout=60)[1]
+            assert process.returncode == 143, said
+            last = said.splitlines()[-1]
+            assert "another worker is gone" in last or "no progress for" in last
+        print(f"the network between two is cut: 143 after {time.monotonic() - cut:.1f} s")
+    assert newest(tmp_path / "model") > 0
 
 
 @pytest.mark.long

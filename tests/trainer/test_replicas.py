@@ -59,4 +59,5 @@ def test_two_devices_follow_the_curve_of_one(way: str, tiny: Path, tmp_path: Pat
     for alone, together in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         *numbers, accuracy = together
         assert numbers == pytest.approx(alone[:-1], rel=tolerance, abs=tolerance)
-        assert accuracy == pytest.approx(alone[-1], abs=0.02)  # one of 64 may be on the edge
+        # One of 64 may be on the edge; in half precision, several.
+        assert accuracy == pytest.approx(alone[-1], abs=0.1 if way == "in half" else 0.02)
