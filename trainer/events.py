@@ -81,7 +81,11 @@ def read(run_dir: Path) -> list[Mapping[str, Any]]:
         lines = (Path(run_dir) / FILE).read_bytes().splitlines()
     except OSError:
         return []
-    return [event for event in _parsed(lines) if isinstance(event, dict) and {"time", "event"} <= event.keys()]
+    return [
+        event
+        for event in _parsed(lines)
+        if isinstance(event, dict) and all(isinstance(event.get(key), str) for key in ("time", "event"))
+    ]
 
 
 def _parsed(lines: list[bytes]) -> Iterator[Any]:

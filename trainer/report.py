@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -169,15 +170,30 @@ def _check(check: dict[str, Any]) -> tuple[str, str]:
 
 
 def _events(happened: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The events to show; of many, not each checkpoint."""
-    shown_events = [event for event in happened if len(happened) <= EVENTS or event["event"] != "checkpoint"]
+    """The last EVENTS events, checkpoints that follow one another as one."""
     rows = []
-    for event in shown_events[-EVENTS:]:
-        facts = {key: value for key, value in event.items() if key not in ("time", "who", "event", "metrics")}
-        told = "; ".join(f"{key} {_joined(value)}" for key, value in facts.items())
-        time = event["time"][:19].replace("T", " ")
-        rows.append({"time": time, "who": event.get("who", ""), "event": event["event"], "facts": told})
-    return {"events": rows, "left_out": len(happened) - len(rows)}
+    for saved, group in itertools.groupby(happened, lambda event: event["event"] == "checkpoint"):
+        together = [dict(event) for event in group]
+        rows += [_checkpoints(together)] if saved else together
+    shown = [
+        {
+            "time": event.pop("time")[:19].replace("T", " "),
+            "who": event.pop("who", ""),
+            "event": event.pop("event"),
+            "facts": "; ".join(f"{key} {_joined(value)}" for key, value in event.items() if key != "metrics"),
+        }
+        for event in rows[-EVENTS:]
+    ]
+    return {"events": shown, "left_out": len(rows) - len(shown)}
+
+
+def _checkpoints(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Some checkpoints, one after another, as one event."""
+    if len(events) == 1:
+        return events[0]
+    steps = f"{events[0].get('step')} to {events[-1].get('step')}"
+    seconds = round(sum(event.get("seconds", 0.0) for event in events), 3)
+    return {**events[0], "event": f"{len(events)} checkpoints", "step": steps, "seconds": seconds}
 
 
 def _joined(value: Any) -> str:

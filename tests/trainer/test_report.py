@@ -107,14 +107,18 @@ def test_what_happened_to_the_run_is_told(page):
     assert page.text.index("doing training after step 41 <script>") < page.text.index("step 40; workers 2")
 
 
-def test_of_many_events_the_checkpoints_are_left_out(evaluation):
+def test_checkpoints_that_follow_one_another_are_one_line_and_the_last_events_are_shown(evaluation):
     model, data = evaluation.parent / "model", datasets.open_dataset(evaluation.parent / "data")
     measured = json.loads((evaluation / "metrics.json").read_text())
-    happened = [{"time": "2026-01-01T00:00:00Z", "event": "start", "step": 0}]
-    happened += [{"time": "2026-01-01T00:00:01Z", "event": "checkpoint", "step": step} for step in range(300)]
+    happened = []
+    for run in range(30):
+        happened.append({"time": "2026-01-01T00:00:00Z", "event": "start", "step": 10 * run})
+        for step in range(10 * run + 1, 10 * run + 10):
+            happened.append({"time": "2026-01-01T00:00:01Z", "event": "checkpoint", "step": step, "seconds": 0.5})
     page = Page(report.render(measured, saved_model.open_model(model), data, [], happened))
-    assert "300 events are left out, checkpoints first" in page.text
-    assert "step 0" in page.text
+    assert "The first 20 events are left out" in page.text
+    assert "step 90 " not in page.text
+    assert re.search(r"start\s*step 100\s.*9 checkpoints\s*step 101 to 109; seconds 4\.5\s", page.text, re.S)
 
 
 def test_ids_are_unique(page):
