@@ -86,11 +86,11 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
         best = tf.argmax(logits, axis=-1)
         return {"probabilities": tf.nn.softmax(logits), "class": best, "label": tf.gather(names, best)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")])
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")], autograph=False)
     def serving_default(images):
         return classify(fit(images, config))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def encoded(image_bytes):
         spec = tf.TensorSpec([size, size, channels], tf.uint8)
         return classify(tf.map_fn(lambda each: pixels(each, config, channels), image_bytes, fn_output_signature=spec))

@@ -194,7 +194,7 @@ def make_gather(strategy: tf.distribute.Strategy, cluster: Cluster) -> Gather:
         return lambda row: np.array([row], np.float64)
     share = cluster.size / strategy.num_replicas_in_sync  # each replica of a worker says the same
 
-    @tf.function
+    @tf.function(autograph=False)
     def summed(rows):
         def mine(rows):
             here = tf.identity(rows)  # a reduction needs to know the device

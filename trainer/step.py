@@ -55,6 +55,7 @@ def make_train_step(
     update = learner.make_update()
     replicas = strategy.num_replicas_in_sync
 
+    @tf.autograph.experimental.do_not_convert  # nothing here needs it, and it takes seconds
     def train_step(batch, step):
         context = tf.distribute.get_replica_context()
         first = context.replica_id_in_sync_group * (config.batch_size // replicas)
@@ -98,6 +99,7 @@ def make_evaluate_step(learner: Learner, config: Config) -> Callable:
     def values(variables):
         return fetched([best[id(variable)] for variable in variables])
 
+    @tf.autograph.experimental.do_not_convert
     def evaluate_step(batch):
         images, labels, weights = batch
         network = learner.network
@@ -159,7 +161,7 @@ def _make_differentiate(learner: Learner, config: Config) -> Callable[..., Outco
         return Outcome(found[1], found[0], found[2], found[3])
 
     differentiate = in_parts if parts > 1 else part_of
-    return tf.function(differentiate, jit_compile=True) if config.enable_xla else differentiate
+    return tf.function(differentiate, jit_compile=True, autograph=False) if config.enable_xla else differentiate
 
 
 def _sum_over_replicas(context, tensors: Sequence[tf.Tensor], config: Config) -> list[tf.Tensor]:

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from trainer import artifact
-from trainer.asynchronous import stretches
+from trainer.asynchronous import check, stretches
 from trainer.cluster import Cluster, to_tf_config
+from trainer.config import Config, override
+from trainer.errors import UsageError
 from trainer.launch import local
 
 SETTINGS = ["strategy=parameter_server", "resnet_size=8", "batch_size=32", "train_epochs=3", "dtype=fp32"]
@@ -124,10 +126,28 @@ def test_two_workers_make_each_step_once_and_learn(tiny: Path, tmp_path: Path):
 
 
 WAYS = {
-    "averaged": ["optimizer=adamw", "learning_rate=0.01", "ema_decay=0.9", "clip_norm=1", "norm_group=16"],
-    "in half": ["dtype=fp16", "gradient_accumulation=2", "nesterov=true", "label_smoothing=0.1"],
-    "mixed": ["mixup=0.4", "dropout=0.2", "stochastic_depth=0.2", "random_erasing=0.2", "resident_gib=0"],
-    "compiled": ["enable_xla=true", "optimizer=muon", "learning_rate=0.02", "steps_per_loop=3", "num_packs=0"],
+    "averaged": [
+        "optimizer=adamw",
+        "learning_rate=0.01",
+        "ema_decay=0.9",
+        "clip_norm=1",
+        "norm_group=16",
+        "mixup=0.4",
+        "dropout=0.2",
+        "stochastic_depth=0.2",
+        "random_erasing=0.2",
+        "resident_gib=0",
+    ],
+    "compiled, in half": [
+        "enable_xla=true",
+        "dtype=fp16",
+        "optimizer=muon",
+        "learning_rate=0.02",
+        "gradient_accumulation=2",
+        "label_smoothing=0.1",
+        "steps_per_loop=3",
+        "num_packs=0",
+    ],
 }
 
 
@@ -154,19 +174,10 @@ def test_two_parameter_servers_hold_what_one_would(tiny: Path, tmp_path: Path, s
     cluster = start([*members, dataclasses.replace(members[1], index=1)], "ema_decay=0.9")
     ended = {name: cluster.end(name, 200) for name in cluster.cluster}
     assert {code for code, _ in ended.values()} == {0}, ended
+    assert artifact.verify(tmp_path / "model", "model")["workers"] == 1
     run(tiny, tmp_path / "one", "ema_decay=0.9")
     one, both = variables(tmp_path / "one"), variables(tmp_path / "model")
     assert not [name for name, value in one.items() if value.tobytes() != both[name].tobytes()]
-
-
-@pytest.mark.long
-def test_the_loss_falls_as_with_one_device(tiny: Path, tmp_path: Path):
-    settings = ["train_epochs=6", "learning_rate=0.1"]
-    run(tiny, tmp_path / "alone", *settings, "strategy=one_device")
-    run(tiny, tmp_path / "served", *settings, "--workers=3")
-    alone, served = history(tmp_path / "alone"), history(tmp_path / "served")
-    assert served[-1]["loss"] < 0.5 * served[0]["loss"]
-    assert served[-1]["eval_loss"] == pytest.approx(alone[-1]["eval_loss"], abs=0.3)
 
 
 @pytest.mark.long
@@ -230,16 +241,15 @@ def test_training_goes_on_without_a_worker_and_with_it_again_but_not_without_any
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_who_serves_within_seconds(number: int, code: int, start):
+def test_a_signal_ends_who_serves_within_seconds(start):
     cluster = start(served(1), *ENDLESS)
     cluster.until("chief", "epoch 1/")
     for name in ("worker 0", "ps 0"):
-        cluster.processes[name].send_signal(number)
+        cluster.processes[name].terminate()
     for name in ("worker 0", "ps 0"):
         ended, said = cluster.end(name, 25)
-        assert ended == code
-        assert said.startswith(f"python -m trainer: stopped by {signal.Signals(number).name}")
+        assert ended == 143
+        assert said.startswith("python -m trainer: stopped by SIGTERM")
     assert cluster.end("chief", 90)[0] == 143
 
 
@@ -255,14 +265,6 @@ def test_without_the_coordinator_the_others_end_and_can_be_started_again(start):
 
 
 @pytest.mark.long
-def test_when_the_coordinator_has_finished_all_end_well(start, tmp_path: Path):
-    cluster = start(served(1), "train_epochs=1")
-    ended = {name: cluster.end(name, 200) for name in cluster.cluster}
-    assert {code for code, _ in ended.values()} == {0}, ended
-    assert artifact.verify(tmp_path / "model", "model")["workers"] == 1
-
-
-@pytest.mark.long
 def test_without_its_parameter_server_training_ends(start):
     cluster = start(served(2), *ENDLESS)
     cluster.until("chief", "epoch 1/")
@@ -273,17 +275,16 @@ def test_without_its_parameter_server_training_ends(start):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_the_launcher_saves_and_ends_all(number: int, code: int, tiny: Path, tmp_path: Path):
+def test_a_signal_to_the_launcher_saves_and_ends_all(tiny: Path, tmp_path: Path):
     with subprocess.Popen(
         command(tiny, tmp_path / "model", "--workers=2", *ENDLESS), stderr=subprocess.PIPE, text=True
     ) as process:
         next(line for line in process.stderr if "] epoch 1/" in line)
         members = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(members) == 4
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-    assert process.returncode == code, rest
+    assert process.returncode == 130, rest
     assert "Traceback" not in rest
     assert list((tmp_path / "model.run" / "checkpoints").glob("step-*"))
     assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
@@ -305,8 +306,7 @@ def test_a_shard_that_a_worker_cannot_read_is_named(tiny: Path, tmp_path: Path):
     assert "Traceback" not in rest
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("setting", ["lookahead_steps=5", "run_eagerly=true", "profile_steps=2,3"])
-def test_what_means_nothing_with_parameter_servers_is_refused_by_name(setting: str, tiny: Path, tmp_path: Path):
-    said = run(tiny, tmp_path / "model", setting, expect=2)
-    assert said.splitlines()[-1].startswith(f"python -m trainer: {setting}: ")
+@pytest.mark.parametrize("setting", ["lookahead_steps=5", "run_eagerly=true", "profile_steps=2,3", "on_nan=rollback"])
+def test_what_means_nothing_with_parameter_servers_is_refused_by_name(setting: str):
+    with pytest.raises(UsageError, match=f"^{setting}: "):
+        check(override(Config(), [setting]))

@@ -58,6 +58,6 @@ def test_with_everything_on_the_loss_falls_and_a_resumed_training_has_the_same_b
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("setting", EVERYTHING)
-def test_with_each_on_the_loss_falls_and_a_resumed_training_has_the_same_bits(tiny, setting):
-    check(tiny, [setting], 160)
+@pytest.mark.parametrize("first", [0, 2, 4], ids=lambda first: EVERYTHING[first])
+def test_with_two_on_the_loss_falls_and_a_resumed_training_has_the_same_bits(tiny, first):
+    check(tiny, EVERYTHING[first : first + 2], 160)

@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trainer import artifact
+from trainer import artifact, launch
 from trainer.cluster import Cluster, to_tf_config
 
 SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "learning_rate=0.1"]
@@ -38,15 +39,25 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in text.split()]
 
 
+def moving_mean(model: Path) -> np.ndarray:
+    """Of the first batch normalisation, in the newest checkpoint."""
+    newest = max((model.parent / f"{model.name}.run" / "checkpoints").glob("step-*"))
+    with np.load(newest / "variables.npz") as stored:
+        (name,) = (name for name in stored if name.endswith("stem_norm/moving_mean"))
+        return stored[name]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("norm", ["norm=none", "norm_group=16"])
-def test_one_two_and_four_workers_give_the_same_curve(norm: str, tiny: Path, tmp_path: Path):
+def test_one_two_and_four_workers_give_the_same_curve(tiny: Path, tmp_path: Path):
     curves = {}
     for workers in (1, 2, 4):
-        run(tiny, tmp_path / f"model{workers}", f"--set={norm}", f"--workers={workers}")
+        run(tiny, tmp_path / f"model{workers}", "--set=norm_group=16", f"--workers={workers}")
         curves[workers] = curve(tmp_path / f"model{workers}")
         assert artifact.verify(tmp_path / f"model{workers}", "model")["workers"] == workers
+    alone = moving_mean(tmp_path / "model1")
+    assert np.abs(alone).max() > 1e-3
     for workers in (2, 4):
+        np.testing.assert_allclose(moving_mean(tmp_path / f"model{workers}"), alone, rtol=1e-2, atol=1e-3)
         for alone, together in zip(curves[1], curves[workers], strict=True):
             assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
     assert curves[1][-1][3] < 0.98 * curves[1][0][3]
@@ -60,46 +71,10 @@ def test_two_workers_train_and_say_who_speaks(tiny: Path, tmp_path: Path):
     assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
 
 
-@pytest.mark.long
-def test_batch_statistics_are_those_of_all_workers(tiny: Path, tmp_path: Path):
-    """One step from the same weights: moving means are linear in the slices' means, so two workers agree with one."""
-    import numpy as np
-
-    moving = {}
-    for workers in (1, 2):
-        run(tiny, tmp_path / f"model{workers}", "--set=train_steps=1", f"--workers={workers}")
-        (path,) = (tmp_path / f"model{workers}.run" / "checkpoints").glob("step-*")
-        with np.load(path / "variables.npz") as stored:
-            moving[workers] = {name: stored[name] for name in stored if "stem_norm/moving_mean" in name}
-    ((name, alone),) = moving[1].items()
-    np.testing.assert_allclose(moving[2][name], alone, rtol=1e-4, atol=1e-6)
-    assert np.abs(alone).max() > 1e-4
-
-
 def test_the_user_error_of_the_workers_is_said_once(tiny: Path, tmp_path: Path):
     said = run(tiny, tmp_path / "model", "--workers=2", "--set=norm_group=7", expect=2)
     assert said.count("norm_group=7: must divide a replica's share of the batch, 32 examples") == 1
     assert said.strip().splitlines()[-1].startswith("python -m trainer: norm_group=7")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_when_one_worker_dies_all_end(number: int, tiny: Path, tmp_path: Path):
-    flags = ["--workers=2", "--max_restarts=0", "--set=train_epochs=100000", "--set=log_steps=1"]
-    endless = command(tiny, tmp_path / "model", *flags)
-    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if "loss" in line:
-                break
-        workers = children(process)
-        assert len(workers) == 2
-        os.kill(workers[1], number)
-        began = time.monotonic()
-        rest = process.stderr.read()
-    assert process.returncode == 143, rest
-    assert time.monotonic() - began < 30
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-    assert "Traceback" not in rest
 
 
 @pytest.mark.long
@@ -151,15 +126,15 @@ def test_a_cluster_of_two_by_tf_config_trains(tiny: Path, tmp_path: Path):
     assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
 
 
-@pytest.mark.parametrize("field", ["seed", pytest.param("steps_per_loop", marks=pytest.mark.long)])
-def test_workers_that_train_different_things_or_differently_are_refused(field: str, tiny: Path, tmp_path: Path):
+def test_workers_that_train_differently_are_refused(tiny: Path, tmp_path: Path):
+    """Even where the model would be the same: the calls are others."""
     from trainer.launch.local import _free_ports
 
     addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(2))
     processes = []
     for index in range(2):
         environment = os.environ | {"TF_CONFIG": to_tf_config(Cluster(addresses, index))}
-        other = command(tiny, tmp_path / f"model{index}", f"--set={field}={index + 1}")
+        other = command(tiny, tmp_path / f"model{index}", f"--set=steps_per_loop={index + 1}")
         processes.append(subprocess.Popen(other, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=200)[1] for process in processes]
     assert 2 in [process.returncode for process in processes], said
@@ -216,25 +191,5 @@ def test_contradictions_are_refused_before_tensorflow_is_imported(more, describe
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["off", "one_device", "mirrored"])
 def test_each_strategy_of_one_process_trains(strategy: str, tiny: Path, tmp_path: Path):
-    run(tiny, tmp_path / "model", f"--set=strategy={strategy}", "--set=train_epochs=1")
+    launch.train(tiny, tmp_path / "model", overrides=[*SETTINGS, f"strategy={strategy}", "train_epochs=1"])
     assert curve(tmp_path / "model")[0][3] < 1.5
-
-
-@pytest.mark.long
-def test_mirrored_over_two_devices_gives_the_curve_of_one(tiny: Path, tmp_path: Path):
-    program = """
-import sys
-from pathlib import Path
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from trainer import launch
-launch.train(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:])
-"""
-    settings = [*SETTINGS, "norm_group=16"]
-    mirrored = [sys.executable, "-c", program, str(tiny), str(tmp_path / "two"), *settings, "strategy=mirrored"]
-    done = subprocess.run(mirrored, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    run(tiny, tmp_path / "one", "--set=norm_group=16")
-    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        assert two == pytest.approx(one, rel=1e-3, abs=1e-4)

@@ -9,12 +9,22 @@ from trainer import launch
 
 SHARED = ["resnet_size=8", "batch_size=32", "train_epochs=2", "dtype=fp32", "norm_group=16", "validation_fraction=0.2"]
 WAYS = {
-    "averaged": ["optimizer=adamw", "learning_rate=0.01", "ema_decay=0.9", "clip_norm=1", "nesterov=false"],
+    "averaged, in parts": [
+        "optimizer=adamw",
+        "learning_rate=0.01",
+        "ema_decay=0.9",
+        "clip_norm=1",
+        "nesterov=false",
+        "gradient_accumulation=2",
+        "norm_group=8",
+        "weight_decay_factors=norm:0,bias:0",
+    ],
     "layerwise": ["optimizer=lars", "learning_rate=20", "lookahead_steps=3", "num_packs=3", "nesterov=true"],
-    "in parts": ["learning_rate=0.4", "gradient_accumulation=2", "norm_group=8", "weight_decay_factors=norm:0,bias:0"],
-    "muon": ["optimizer=muon", "learning_rate=0.05", "num_packs=0", "learning_rate_factors=logits:0.5"],
-    "regularised": [
-        "learning_rate=0.2",
+    "muon, regularised": [
+        "optimizer=muon",
+        "learning_rate=0.05",
+        "num_packs=0",
+        "learning_rate_factors=logits:0.5",
         "mixup=0.4",
         "cutmix=1",
         "random_erasing=0.3",

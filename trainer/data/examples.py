@@ -191,7 +191,8 @@ def _in_memory(dataset: DataSet, split: str, config: Config) -> tuple[InMemory, 
             failures.append(error)
 
     stream = tf.data.Dataset.from_generator(encoded, output_signature=tf.TensorSpec([], tf.string))
-    stream = stream.map(lambda image_bytes: pixels(image_bytes, config, channels), tf.data.AUTOTUNE)
+    decode = tf.autograph.experimental.do_not_convert(lambda image_bytes: pixels(image_bytes, config, channels))
+    stream = stream.map(decode, tf.data.AUTOTUNE)
     done = 0
     for batch in stream.batch(256).prefetch(1).as_numpy_iterator():
         images[done : done + len(batch)] = batch

@@ -109,7 +109,8 @@ def _distribute(strategy: tf.distribute.Strategy, slice_of: SliceOf, config: Con
 def _ahead(numbers: tf.data.Dataset, element: Callable, config: Config, buffer: int) -> tf.data.Dataset:
     """`element` of each of `numbers`, in their order, `buffer` of them made before they are wanted."""
     threads = private_threads(config, len(tf.config.get_visible_devices("GPU")), machine.cores())
-    elements = numbers.map(element, num_parallel_calls=threads or SHARED_CALLS, deterministic=True)
+    as_written = tf.autograph.experimental.do_not_convert(element)
+    elements = numbers.map(as_written, num_parallel_calls=threads or SHARED_CALLS, deterministic=True)
     options = tf.data.Options()
     options.autotune.enabled = False
     if threads:  # 0 would ask for a pool of as many as there are cores
