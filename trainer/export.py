@@ -86,7 +86,9 @@ def _save(network: keras.Model, config: Config, classes: Sequence[str], director
         best = tf.argmax(logits, axis=-1)
         return {"probabilities": tf.nn.softmax(logits), "class": best, "label": tf.gather(names, best)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")], autograph=False
+    )
     def serving_default(images):
         return classify(fit(images, config))
 

@@ -54,10 +54,10 @@ def test_one_two_and_four_workers_give_the_same_curve(tiny: Path, tmp_path: Path
         run(tiny, tmp_path / f"model{workers}", "--set=norm_group=16", f"--workers={workers}")
         curves[workers] = curve(tmp_path / f"model{workers}")
         assert artifact.verify(tmp_path / f"model{workers}", "model")["workers"] == workers
-    alone = moving_mean(tmp_path / "model1")
-    assert np.abs(alone).max() > 1e-3
+    mean = moving_mean(tmp_path / "model1")
+    assert np.abs(mean).max() > 1e-3
     for workers in (2, 4):
-        np.testing.assert_allclose(moving_mean(tmp_path / f"model{workers}"), alone, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(moving_mean(tmp_path / f"model{workers}"), mean, rtol=1e-2, atol=1e-3)
         for alone, together in zip(curves[1], curves[workers], strict=True):
             assert together == pytest.approx(alone, rel=1e-3, abs=1e-4)
     assert curves[1][-1][3] < 0.98 * curves[1][0][3]

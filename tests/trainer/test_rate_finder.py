@@ -175,7 +175,7 @@ def test_training_at_the_proposal_beats_a_tenth_and_ten_times_of_it(optimizer: s
 
 @pytest.mark.long
 def test_a_signal_ends_it_and_leaves_no_picture(tiny: Path, tmp_path: Path):
-    slow = [*TINY, "log_steps=1", "image_size=96"]  # so that there are seconds to send it in
+    slow = [*TINY, "log_steps=1", "image_size=48"]  # so that there are seconds to send it in
     settings = [f"--set={setting}" for setting in slow]
     words = ["lr", f"--data={tiny}", f"--output={tmp_path / 'curve.png'}", *settings]
     with subprocess.Popen([sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, text=True) as process:
