@@ -237,10 +237,9 @@ def run(
     """
     pace = _Pace(config.steps_per_loop, abreast)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watch.looking_at(pulse))
         while state.step < plan.total and not state.stopped:
             with lost_peers(state):
-                watch.at(f"training after step {state.step}", steady=pace.calls > 1)
+                watch.at(f"training after step {state.step}", steady=pace.calls > 1, pulse=pulse)
                 count = min(pace.steps, plan.next_stop(state.step, config.checkpoint_steps) - state.step)
                 began = time.perf_counter()
                 sums = train_call(state.step, count, np.array([state.loss_sum, state.correct_sum, -1.0]))

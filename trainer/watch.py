@@ -60,9 +60,12 @@ class Watch:
         """What writes the events of the run, from now on."""
         self._record = self.stop.record = record
 
-    def at(self, doing: str, *, steady: bool = False) -> None:
-        """The main thread has got on, and is `doing` this now; `steady`: as often before, so it may not take long."""
-        self._doing, self._steady = doing, steady
+    def at(self, doing: str, *, steady: bool = False, pulse: "Pulse | None" = None) -> None:
+        """The main thread has got on, and is `doing` this now.
+
+        `steady`: as often before, so it may not take long; `pulse`: of the steps that it makes.
+        """
+        self._doing, self._steady, self._pulse = doing, steady, pulse
         self._silent = self._busy = 0.0
         sys.audit("trainer.at", doing)
 
@@ -89,15 +92,6 @@ class Watch:
                 yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-
-    @contextlib.contextmanager
-    def looking_at(self, pulse: "Pulse") -> Iterator[None]:
-        """Inside, the main thread makes the steps that `pulse` is of."""
-        self._pulse = pulse
-        try:
-            yield
-        finally:
-            self._pulse = None
 
     def _look(self) -> None:
         seen, used = time.monotonic(), time.process_time()

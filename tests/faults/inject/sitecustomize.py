@@ -32,6 +32,8 @@ def fire(fault: dict) -> None:
     if doing == "hang":
         while True:
             time.sleep(60)
+    elif doing == "hang the reads of shards":
+        os.pread = stuck_at_shards(os.pread)
     elif doing == "change a weight":
         learner = next(each for each in gc.get_objects() if type(each).__name__ == "Learner")
         learner.trainable[0].assign(learner.trainable[0] * 1.001)
@@ -41,6 +43,15 @@ def fire(fault: dict) -> None:
         os.kill(os.getppid(), signal.SIGTERM)
     else:
         os.kill(os.getpid(), getattr(signal, doing))
+
+
+def stuck_at_shards(pread):
+    def stuck(descriptor: int, *more: int) -> bytes:
+        while ".tfrecord" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            time.sleep(60)
+        return pread(descriptor, *more)
+
+    return stuck
 
 
 def watch_for(faults: list[dict]) -> None:
