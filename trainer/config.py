@@ -1,16 +1,18 @@
 """Every hyperparameter, once: its name, type, default, unit and the value that switches it off."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer.errors import UsageError
-from trainer.knobs import Factors, checked, knob, meaning, of_json, parse, shown
+from trainer.knobs import Factors, Knobs, knob, named, of_json, shown
+from trainer.knobs import describe as describe
+from trainer.knobs import override as override
+from trainer.knobs import to_dict as to_dict
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Knobs):
     """How one model is trained.  A value out of range is refused at once, by name.
 
     Raises:
@@ -218,9 +220,10 @@ class Config:
     )
     enable_tensorboard: bool = knob(False, "write TensorBoard summaries into the run directory", incidental=True)
 
+    LISTED: ClassVar[str] = "`python -m trainer recipes default` lists all"
+
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        super().__post_init__()
         for broken in _contradictions(self):
             raise UsageError(broken)
 
@@ -229,54 +232,13 @@ class Config:
 INCIDENTAL = frozenset(field.name for field in dataclasses.fields(Config) if field.metadata["incidental"])
 
 
-def override(config: Config, assignments: Iterable[str]) -> Config:
-    """`config` with each "field=value" applied, the last one winning.
-
-    Raises:
-      UsageError: not an assignment, no such field, wrong type, out of range; names the field.
-    """
-    changes = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        name = name.strip()
-        if not equals:
-            raise UsageError(f"'{assignment}': an override is field=value")
-        changes[name] = parse(_field(name), text.strip())
-    return dataclasses.replace(config, **changes)
-
-
-def describe(config: Config) -> str:
-    """One line a field, `name = value  # meaning`, in the order of the class."""
-    rows = [(f"{f.name} = {shown(getattr(config, f.name))}", f) for f in dataclasses.fields(config)]
-    width = max(len(left) for left, _ in rows) + 2
-    return "\n".join(f"{left:{width}}# {meaning(field)}" for left, field in rows)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The fields as JSON has them."""
-
-    def plain(value: Any) -> Any:
-        return [plain(part) for part in value] if isinstance(value, tuple) else value
-
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-
-
 def from_dict(values: dict[str, Any]) -> Config:
     """The Config that `to_dict` gave `values` for; a field it lacks keeps its default.
 
     Raises:
       UsageError: no such field, or a value it may not have.
     """
-    return Config(**{name: of_json(_field(name), value) for name, value in values.items()})
-
-
-def _field(name: str) -> dataclasses.Field:
-    fields = {f.name: f for f in dataclasses.fields(Config)}
-    if name not in fields:
-        close = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`python -m trainer recipes default` lists all"
-        raise UsageError(f"no field '{name}'; {hint}")
-    return fields[name]
+    return Config(**{name: of_json(named(Config, name), value) for name, value in values.items()})
 
 
 def _contradictions(config: Config) -> Iterable[str]:

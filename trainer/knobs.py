@@ -1,8 +1,10 @@
-"""What a field of Config may be: its type, its bounds, and how text becomes its value."""
+"""What a field of Config, or of another such class, may be: its type, its bounds, and how text becomes its value."""
 
 import dataclasses
+import difflib
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
 
 from trainer.errors import UsageError
 
@@ -45,6 +47,71 @@ def knob(
     """
     limits = {"doc": doc, "low": low, "high": high, "choices": choices, "aliases": aliases or {}}
     return dataclasses.field(default=default, metadata={**limits, "incidental": incidental})
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """What a class of knobs inherits.  A value that a field may not have is refused at once, by name.
+
+    LISTED says where a person finds all fields.
+
+    Raises:
+      UsageError: a field has the wrong type or a value it may not have.
+    """
+
+    LISTED: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+
+
+Record = TypeVar("Record", bound=Knobs)
+
+
+def override(record: Record, assignments: Iterable[str]) -> Record:
+    """`record` with each "field=value" applied, the last one winning.
+
+    Raises:
+      UsageError: not an assignment, no such field, wrong type, out of range; names the field.
+    """
+    changes = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip()
+        if not equals:
+            raise UsageError(f"'{assignment}': an override is field=value")
+        changes[name] = parse(named(type(record), name), text.strip())
+    return dataclasses.replace(record, **changes)
+
+
+def describe(record: Knobs) -> str:
+    """One line a field, `name = value  # meaning`, in the order of the class."""
+    rows = [(f"{f.name} = {shown(getattr(record, f.name))}", f) for f in dataclasses.fields(record)]
+    width = max(len(left) for left, _ in rows) + 2
+    return "\n".join(f"{left:{width}}# {meaning(field)}" for left, field in rows)
+
+
+def to_dict(record: Knobs) -> dict[str, Any]:
+    """The fields as JSON has them."""
+
+    def plain(value: Any) -> Any:
+        return [plain(part) for part in value] if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+
+
+def named(kind: type[Knobs], name: str) -> dataclasses.Field:
+    """The field of `kind` that is called `name`.
+
+    Raises:
+      UsageError: there is none; says what comes closest, or where all are listed.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in fields:
+        close = difflib.get_close_matches(name, fields, n=1)
+        raise UsageError(f"no field '{name}'; {f'did you mean {close[0]}?' if close else kind.LISTED}")
+    return fields[name]
 
 
 def meaning(field: dataclasses.Field) -> str:
