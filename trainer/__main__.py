@@ -67,11 +67,27 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
     output = Path(values.output)
     run_dir = Path(values.run_dir) if values.run_dir else None
     found = evaluation.run(
-        Path(values.model), Path(values.data), output, split=values.split, run_dir=run_dir, clean=values.clean
+        Path(values.model),
+        Path(values.data),
+        output,
+        split=values.split,
+        run_dir=run_dir,
+        other_classes=values.other_classes,
+        clean=values.clean,
     )
     top = found["accuracy_top_1"]
     line = f"accuracy {top['value']:.4f} (95 % interval {top['low']:.4f} to {top['high']:.4f}, n={top['n']})"
     _print(values, found, f"{line}; {output / 'report.html'}")
+
+
+def compare(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `compare`."""
+    from trainer import gate
+
+    rules = override(gate.Rules(), values.set)
+    champion = Path(values.champion) if values.champion else None
+    verdict = gate.run(Path(values.challenger), champion, Path(values.output), rules, clean=values.clean)
+    _print(values, verdict, verdict["sentence"])
 
 
 def predict(values: flags.FlagValues, words: list[str]) -> None:
@@ -157,11 +173,12 @@ def _switch(name: str, meaning: str) -> Callable[[flags.FlagValues], Any]:
     return lambda values: flags.DEFINE_bool(name, False, meaning, flag_values=values)
 
 
-def _overrides(values: flags.FlagValues) -> None:
-    flags.DEFINE_multi_string("set", [], "field=value, over the recipe", flag_values=values)
+def _assignments(meaning: str) -> Callable[[flags.FlagValues], Any]:
+    return lambda values: flags.DEFINE_multi_string("set", [], meaning, flag_values=values)
 
 
 DATA = _text("data", "data set that `prepare` made")
+OVERRIDES = _assignments("field=value, over the recipe")
 RECIPE = _text("recipe", f"one of {', '.join(RECIPES)}", default="default")
 MODEL = _text("model", "model that `train` made")
 CLEAN = _switch("clean", "replace what is at --output")
@@ -186,7 +203,7 @@ COMMANDS = {
             DATA,
             _text("output", "model directory to make"),
             RECIPE,
-            _overrides,
+            OVERRIDES,
             _number("workers", 1, "local worker processes, which share the cores"),
             _text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
             _text(
@@ -210,7 +227,7 @@ COMMANDS = {
             DATA,
             _text("output", "PNG to write; by default DATA.examples.png", default=""),
             RECIPE,
-            _overrides,
+            OVERRIDES,
         ),
         show,
     ),
@@ -221,7 +238,7 @@ COMMANDS = {
             DATA,
             _text("output", "PNG to write; by default DATA.learning_rate.png", default=""),
             RECIPE,
-            _overrides,
+            OVERRIDES,
         ),
         lr,
     ),
@@ -234,9 +251,27 @@ COMMANDS = {
             _text("output", "directory to make"),
             _text("split", "split to measure on", default="test"),
             _text("run_dir", "what train was given, for the report's events; by default MODEL.run", default=""),
+            _switch(
+                "other_classes", "take a data set with other classes; those the model does not know count as wrong"
+            ),
             CLEAN,
         ),
         evaluate,
+    ),
+    "compare": Command(
+        "Say whether a model has shown, on the same examples, that it is better than another.",
+        f"{PROGRAM} compare --challenger=runs/evaluation2 --champion=runs/evaluation --output=runs/verdict",
+        _flags(
+            _text("challenger", "evaluation of the model that may be promoted"),
+            _text("champion", "evaluation of the model that serves now; without one, the floors decide", default=""),
+            _text("output", "directory to make"),
+            _assignments(
+                "rule=value: significance=0.05, negative_flips=0.05, class_regressions=true, "
+                "floors=accuracy_top_1:0.9,log_loss:0.5, largest_mib=100"
+            ),
+            CLEAN,
+        ),
+        compare,
     ),
     "predict": Command(
         "Say what is on images: file, class and probability, a line each.",
@@ -248,7 +283,7 @@ COMMANDS = {
     "recipes": Command(
         "List the recipes, or show one whole.",
         f"{PROGRAM} recipes cifar10_resnet20",
-        _flags(_overrides),
+        _flags(OVERRIDES),
         recipes,
         arguments="[NAME]",
     ),

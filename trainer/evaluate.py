@@ -12,21 +12,25 @@ from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
 from trainer.data.progress import track
 from trainer.errors import DataError
-from trainer.predictions import Predictions
+from trainer.predictions import KIND, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, Predictions
 from trainer.saved_model import SavedModel
-
-KIND = "evaluation"
-METRICS_FILE = "metrics.json"
-PREDICTIONS_FILE = "predictions.npz"
-REPORT_FILE = "report.html"
 
 
 def run(
-    model: Path, data: Path, output: Path, *, split: str = "test", run_dir: Path | None = None, clean: bool = False
+    model: Path,
+    data: Path,
+    output: Path,
+    *,
+    split: str = "test",
+    run_dir: Path | None = None,
+    other_classes: bool = False,
+    clean: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the exported `model` on a split of `data`, and returns what metrics.json holds.
 
     The report shows the events of the run in `run_dir`, by default `model` with `.run` added.
+    With `other_classes`, the examples of a class that the model does not know count as wrong,
+    and a class that only the model knows stands behind those of the data set.
 
     Raises:
       DataError: the model or the data set is not what its manifest says, they name other
@@ -37,16 +41,20 @@ def run(
     output = Path(output)
     exported = saved_model.open_model(Path(model))
     dataset = datasets.open_dataset(Path(data))
-    columns = _columns(exported, dataset)
+    class_names = _class_names(exported, dataset, other_classes)
     subject = _subject(exported, dataset, split)
     there = None if clean else _already_there(output, subject)
     if there is not None:
         logging.info("%s: already there", output)
         return there
-    predictions = predict(exported, dataset, split, columns)
-    measured = {**subject, "n": len(predictions.label), **measure(predictions, dataset.class_names)}
+    predictions = predict(exported, dataset, split, class_names)
+    measured = {**subject, "n": len(predictions.label), **measure(predictions, class_names)}
+    measured["unknown_classes"] = [name for name in class_names if name not in exported.class_names]
+    measured["model_bytes"] = sum((exported.directory / file).stat().st_size for file in exported.manifest["files"])
     happened = events.read(run_dir or Path(f"{model}.run"))
-    page = report.render(measured, exported, dataset, report.worst_mistakes(predictions, dataset, split), happened)
+    page = report.render(
+        measured, exported, dataset, report.worst_mistakes(predictions, class_names, dataset, split), happened
+    )
     manifest = {"kind": KIND, **subject, "n": measured["n"], "class_names": measured["class_names"]}
     manifest["metrics"] = {name: measured[name] for name in metrics.METRICS if name in measured}
     with artifact.building(output, manifest, clean=clean) as directory:
@@ -56,8 +64,8 @@ def run(
     return measured
 
 
-def predict(model: SavedModel, dataset: DataSet, split: str, columns: list[int]) -> Predictions:
-    """The probabilities of every example of `split`, column k being the model's column `columns[k]`.
+def predict(model: SavedModel, dataset: DataSet, split: str, class_names: tuple[str, ...]) -> Predictions:
+    """The probabilities of every example of `split`, column k being `class_names[k]`; 0 where the model knows it not.
 
     Raises:
       DataError: the split is empty, or a row is not a distribution; names the example.
@@ -65,10 +73,14 @@ def predict(model: SavedModel, dataset: DataSet, split: str, columns: list[int])
     if not dataset.splits[split]:
         raise DataError(f"{dataset.directory}: split '{split}' is empty; there is nothing to evaluate")
     classify = saved_model.load(model)
+    known = [k for k, name in enumerate(class_names) if name in model.class_names]
+    columns = [model.class_names.index(class_names[k]) for k in known]
     labels, ids, names, rows = [], [], [], []
     examples = track(datasets.read(dataset, split), dataset.splits[split], "evaluating")
     for batch in saved_model.batches(examples, lambda example: example.image, model):
-        rows.append(classify([example.image for example in batch])[:, columns])
+        row = np.zeros((len(batch), len(class_names)), np.float32)
+        row[:, known] = classify([example.image for example in batch])[:, columns]
+        rows.append(row)
         labels += [example.label for example in batch]
         ids += [example.id for example in batch]
         names += [example.name for example in batch]
@@ -88,10 +100,11 @@ def measure(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str,
     }
 
 
-def _columns(model: SavedModel, dataset: DataSet) -> list[int]:
+def _class_names(model: SavedModel, dataset: DataSet, other_classes: bool) -> tuple[str, ...]:
+    """Those of the data set, and then those that only the model knows."""
     ours, theirs = dataset.class_names, model.class_names
-    if sorted(ours) == sorted(theirs):
-        return [theirs.index(name) for name in ours]
+    if sorted(ours) == sorted(theirs) or (other_classes and set(ours) & set(theirs)):
+        return (*ours, *(name for name in theirs if name not in ours))
     differ = [
         f"{owner} has no {', '.join(repr(name) for name in missing[:5])}{' …' * (len(missing) > 5)}"
         for owner, missing in (
@@ -100,7 +113,10 @@ def _columns(model: SavedModel, dataset: DataSet) -> list[int]:
         )
         if missing
     ]
-    raise DataError(f"the class names differ: {'; '.join(differ)}; evaluate on the classes the model was trained on")
+    raise DataError(
+        f"the class names differ: {'; '.join(differ)}; evaluate on the classes the model was trained on, "
+        "or give --other_classes"
+    )
 
 
 def _subject(model: SavedModel, dataset: DataSet, split: str) -> dict[str, Any]:

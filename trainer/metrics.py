@@ -103,6 +103,9 @@ METRICS: dict[str, Callable[[Array, Array], Number | None]] = {
 }
 
 
+LOWER_IS_BETTER = frozenset({"log_loss"})
+
+
 def headline(labels: Array, probabilities: Array) -> dict[str, Number]:
     """Every metric of METRICS that means something here, by name."""
     numbers = {name: metric(labels, probabilities) for name, metric in METRICS.items()}

@@ -1,10 +1,21 @@
 """What a model says of the examples of one split: the evidence behind every number."""
 
 import dataclasses
+import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer import artifact
+from trainer.errors import DataError
+
+KIND = "evaluation"
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.npz"
+REPORT_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +30,11 @@ class Predictions:
     id: NDArray[np.str_]
     name: NDArray[np.str_]
 
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the most probable class is the right one, bool [n]."""
+        return self.probabilities.argmax(axis=1) == self.label
+
     def save(self, file: Path) -> None:
         """Writes an .npz with one array a field; the same predictions give the same bytes."""
         np.savez_compressed(file, **dataclasses.asdict(self))
@@ -26,6 +42,47 @@ class Predictions:
     def confident_mistakes(self, limit: int) -> list[int]:
         """Positions of at most `limit` wrong answers, the most confident first."""
         answer = self.probabilities.argmax(axis=1)
-        wrong = np.flatnonzero(answer != self.label)
+        wrong = np.flatnonzero(~self.right)
         order = np.argsort(-self.probabilities[wrong, answer[wrong]], kind="stable")
         return [int(position) for position in wrong[order][:limit]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation whose files are what its manifest says.
+
+    `digest` is the sha256 of the manifest, `measured` what metrics.json holds.
+    """
+
+    directory: Path
+    digest: str
+    measured: dict[str, Any]
+    predictions: Predictions
+
+    @property
+    def class_names(self) -> list[str]:
+        """What column k of the probabilities stands for."""
+        return self.measured["class_names"]
+
+
+def open_evaluation(directory: Path) -> Evaluation:
+    """The evaluation at `directory`, every file's digest checked.
+
+    Raises:
+      DataError: no evaluation there, not complete, or a file differs or is not what it should be; names it.
+    """
+    directory = Path(directory)
+    artifact.verify(directory, KIND)
+    digest = artifact.file_sha256(directory / artifact.MANIFEST)
+    try:
+        measured = json.loads((directory / METRICS_FILE).read_text())
+        with np.load(directory / PREDICTIONS_FILE, allow_pickle=False) as stored:
+            found = Predictions(**stored)
+        wanted = (measured["n"], len(measured["class_names"]))
+        if found.probabilities.shape != wanted or any(
+            each.shape != wanted[:1] for each in (found.label, found.id, found.name)
+        ):
+            raise ValueError(f"{PREDICTIONS_FILE} is not of {wanted[0]} examples and {wanted[1]} classes")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{directory}: not an evaluation of ours: {error}; evaluate again") from None
+    return Evaluation(directory, digest, measured, found)

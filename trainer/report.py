@@ -44,7 +44,7 @@ class Mistake(NamedTuple):
     picture: Picture
 
 
-def worst_mistakes(predictions: Predictions, dataset: DataSet, split: str) -> list[Mistake]:
+def worst_mistakes(predictions: Predictions, class_names: Sequence[str], dataset: DataSet, split: str) -> list[Mistake]:
     """The most confident wrong answers with their pictures, at most MISTAKES."""
     wanted = predictions.confident_mistakes(MISTAKES)
     pictures: dict[int, Picture] = {}
@@ -59,8 +59,8 @@ def worst_mistakes(predictions: Predictions, dataset: DataSet, split: str) -> li
         answer = int(row.argmax())
         mistake = Mistake(
             name=str(predictions.name[position]) or str(predictions.id[position]),
-            true=dataset.class_names[label],
-            predicted=dataset.class_names[answer],
+            true=class_names[label],
+            predicted=class_names[answer],
             probability=float(row[answer]),
             of_true=float(row[label]),
             picture=pictures[position],
@@ -129,6 +129,8 @@ def _numbers(measured: dict[str, Any]) -> list[dict[str, Any]]:
 def _notes(measured: dict[str, Any], model: SavedModel, dataset: DataSet) -> list[str]:
     """What a reader must know before believing a number."""
     notes = []
+    if unknown := measured["unknown_classes"]:
+        notes.append(f"The model does not know {', '.join(unknown)}: their examples count as wrong.")
     missing = [row["class"] for row in measured["per_class"] if not row["support"]]
     if missing:
         notes.append(f"The split has no example of {', '.join(missing)}: nothing is known about them.")
