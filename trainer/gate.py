@@ -249,7 +249,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield "there is no champion"
         return
     for who, side in (("champion", comparison.champion), ("challenger", comparison.challenger)):
-        for name in side.measured.get("unknown_classes", []):
+        for name in side.measured["unknown_classes"]:
             count = int((side.predictions.label == side.class_names.index(name)).sum())
             yield f"the {who} does not know class {name!r}, whose {count} examples count as wrong"
 

@@ -16,6 +16,7 @@ KIND = "evaluation"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.npz"
 REPORT_FILE = "report.html"
+NEEDED = ("model_digest", "model_bytes", "data_digest", "split", "split_digest", "n", "class_names", "unknown_classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ def open_evaluation(directory: Path) -> Evaluation:
         measured = json.loads((directory / METRICS_FILE).read_text())
         with np.load(directory / PREDICTIONS_FILE, allow_pickle=False) as stored:
             found = Predictions(**stored)
+        if missing := [name for name in NEEDED if name not in measured]:
+            raise ValueError(f"{METRICS_FILE} has no {', '.join(missing)}")
         wanted = (measured["n"], len(measured["class_names"]))
         if found.probabilities.shape != wanted or any(
             each.shape != wanted[:1] for each in (found.label, found.id, found.name)

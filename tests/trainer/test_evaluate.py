@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import artifact, evaluate, saved_model
+from trainer import artifact, evaluate, gate, saved_model
 from trainer.data import dataset as datasets
 from trainer.data import prepare
 from trainer.errors import DataError, UsageError
@@ -181,6 +181,24 @@ def test_other_classes_are_refused_by_name(data, tmp_path):
     other = brightness_model.write(tmp_path / "other", ["dark", "grey", "white"], LEVELS)
     with pytest.raises(DataError, match=r"other has no 'light'; .*set has no 'white'"):
         evaluate.run(other, data, tmp_path / "out")
+
+
+def test_other_classes_may_be_taken_and_what_the_model_does_not_know_is_wrong(model, data, tmp_path):
+    other = brightness_model.write(tmp_path / "other", ["white", "dark", "grey"], [0.8, 0.2, 0.5])
+    measured = evaluate.run(other, data, tmp_path / "out", other_classes=True)
+    assert measured["class_names"] == [*CLASSES, "white"]
+    assert measured["unknown_classes"] == ["light"]
+    # The light images that are, to this model, white.
+    assert measured["confusion_matrix"] == [[3, 1, 0, 0], [0, 3, 0, 0], [1, 0, 0, 2], [0, 0, 0, 0]]
+    assert measured["accuracy_top_1"]["value"] == 0.6
+    assert "The model does not know light: their examples count as wrong." in (tmp_path / "out/report.html").read_text()
+    evaluate.run(model, data, tmp_path / "new")
+    found = gate.run(tmp_path / "new", tmp_path / "out", tmp_path / "verdict", gate.Rules(significance=0.5))
+    assert found["difference"]["fixed"] == 2
+    assert found["sentence"].endswith("the champion does not know class 'light', whose 3 examples count as wrong")
+    strange = brightness_model.write(tmp_path / "strange", ["a", "b", "c"], LEVELS)
+    with pytest.raises(DataError, match="the class names differ"):
+        evaluate.run(strange, data, tmp_path / "out2", other_classes=True)
 
 
 def test_a_model_that_answers_nan_is_refused_naming_the_example(data, tmp_path):
