@@ -90,6 +90,51 @@ def compare(values: flags.FlagValues, words: list[str]) -> None:
     _print(values, verdict, verdict["sentence"])
 
 
+def promote(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `promote`."""
+    from trainer import registry
+
+    verdict = registry.read_verdict(Path(values.verdict))
+    _print_entry(values, registry.Registry(values.registry).promote(Path(values.model), verdict))
+
+
+def undo(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `undo`."""
+    from trainer import registry
+
+    _print_entry(values, registry.Registry(values.registry).undo())
+
+
+def history(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `history`."""
+    from trainer import registry
+
+    entries = registry.Registry(values.registry).history()
+    rows = (f"{e['number']}\t{e['time']}\t{e['what']}\tversion {e['version']}\t{e['why']}" for e in entries)
+    _print(values, entries, "\n".join(rows) or "nothing was promoted yet")
+
+
+def fetch(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `fetch`."""
+    from trainer import registry
+
+    found = registry.Registry(values.registry)
+    version = values.version or (found.champion() or {}).get("version")
+    if not version:
+        raise UsageError(f"{values.registry}: has no champion; nothing was promoted yet")
+    found.fetch(version, Path(values.output), clean=values.clean)
+    _print(values, {"version": version, "model": values.output}, f"{values.output}: version {version}")
+
+
+def verify(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `verify`."""
+    from trainer import saved_model
+
+    found = saved_model.open_model(Path(values.model))
+    result = {"model": values.model, "digest": found.digest, "files": len(found.manifest["files"])}
+    _print(values, result, f"{values.model}: all {result['files']} files are what its manifest says; {found.digest}")
+
+
 def predict(values: flags.FlagValues, words: list[str]) -> None:
     """Runs `predict`."""
     from trainer import predict as prediction
@@ -138,6 +183,10 @@ def _print(values: flags.FlagValues, result: Any, text: str) -> None:
     print(json.dumps(result, indent=1) if values.json else text)
 
 
+def _print_entry(values: flags.FlagValues, entry: dict[str, Any]) -> None:
+    _print(values, entry, f"version {entry['version']} is the champion: {entry['why']}")
+
+
 def _counts(splits: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in splits.items())
 
@@ -181,6 +230,7 @@ DATA = _text("data", "data set that `prepare` made")
 OVERRIDES = _assignments("field=value, over the recipe")
 RECIPE = _text("recipe", f"one of {', '.join(RECIPES)}", default="default")
 MODEL = _text("model", "model that `train` made")
+REGISTRY = _text("registry", "directory, s3://BUCKET/… or gs://BUCKET/…, of versions and a journal")
 CLEAN = _switch("clean", "replace what is at --output")
 
 COMMANDS = {
@@ -272,6 +322,41 @@ COMMANDS = {
             CLEAN,
         ),
         compare,
+    ),
+    "promote": Command(
+        "Make a model the champion, as the verdict says.",
+        f"{PROGRAM} promote --model=runs/model2 --registry=runs/registry --verdict=runs/verdict",
+        _flags(MODEL, REGISTRY, _text("verdict", "what `compare` made")),
+        promote,
+    ),
+    "undo": Command(
+        "Make the version before the champion the champion again.",
+        f"{PROGRAM} undo --registry=runs/registry",
+        _flags(REGISTRY),
+        undo,
+    ),
+    "history": Command(
+        "Say what was promoted when, and why.",
+        f"{PROGRAM} history --registry=runs/registry",
+        _flags(REGISTRY),
+        history,
+    ),
+    "fetch": Command(
+        "Copy a version out of the registry, every digest checked.",
+        f"{PROGRAM} fetch --registry=runs/registry --output=runs/champion",
+        _flags(
+            REGISTRY,
+            _text("output", "model directory to make"),
+            _number("version", 0, "which; 0: the champion"),
+            CLEAN,
+        ),
+        fetch,
+    ),
+    "verify": Command(
+        "Hold every file of a model against its manifest.",
+        f"{PROGRAM} verify --model=runs/model",
+        _flags(MODEL),
+        verify,
     ),
     "predict": Command(
         "Say what is on images: file, class and probability, a line each.",

@@ -37,6 +37,27 @@ def building(path: Path, manifest: dict[str, Any], *, clean: bool = False) -> It
       UsageError: something is at `path` already, and not `clean`.
       StorageError: the file system refused; names the path.
     """
+    with _beside(path, clean=clean) as partial:
+        yield partial
+        write_manifest(partial, manifest)
+
+
+@contextlib.contextmanager
+def copying(path: Path, manifest: bytes, *, clean: bool = False) -> Iterator[Path]:
+    """As `building`, for the files of an artifact that is somewhere else and whose manifest.json this is.
+
+    The block puts the files there and holds them against their digests.
+    """
+    with _beside(path, clean=clean) as partial:
+        yield partial
+        (partial / MANIFEST).write_bytes(manifest)
+        for file in partial.rglob("*"):
+            flush(file)
+
+
+@contextlib.contextmanager
+def _beside(path: Path, *, clean: bool) -> Iterator[Path]:
+    """Yields an empty directory beside `path` that takes its place when the block ends without an error."""
     path = Path(path).absolute()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +70,6 @@ def building(path: Path, manifest: dict[str, Any], *, clean: bool = False) -> It
             try:
                 partial.chmod(0o755)
                 yield partial
-                write_manifest(partial, manifest)
                 move_in(partial, path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -180,6 +200,11 @@ def there(path: Path, kind: str, subject: Mapping[str, Any]) -> dict[str, Any] |
     if differs:
         raise UsageError(f"{path}: the {kind} there is of another {' and '.join(differs)}; {REMEDY}")
     return manifest
+
+
+def sha256(content: bytes) -> str:
+    """The sha256 of `content`, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def file_sha256(file: Path) -> str:

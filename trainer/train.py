@@ -337,6 +337,7 @@ def _validation(setup: Setup, config: Config) -> loop.Evaluate | None:
 def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], result: Mapping) -> dict[str, Any]:
     return {
         **request,
+        "data_time": dataset.manifest["data_time"],
         "class_names": list(dataset.class_names),
         "image_shape": list(shape(config, dataset)),
         "seed": config.seed,
