@@ -2,11 +2,13 @@
 
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines import training
+from pipelines import promotion, training
 
 PIPELINES: dict[str, BaseComponent] = {
     "training": training.training,
     "prepare_data": training.prepare_data_alone,
     "train": training.train_alone,
     "evaluate": training.evaluate_alone,
+    "compare": promotion.compare_alone,
+    "promote": promotion.promote_alone,
 }

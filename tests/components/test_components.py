@@ -12,11 +12,19 @@ from kfp.dsl.base_component import BaseComponent
 
 import components
 from components import component
+from components.compare import compare
 from components.evaluate import evaluate
 from components.prepare_data import prepare_data
+from components.promote import promote
 from components.train import train
 
-COMPONENTS = {"prepare_data": prepare_data, "train": train, "evaluate": evaluate}
+COMPONENTS = {
+    "prepare_data": prepare_data,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "promote": promote,
+}
 GREETING = "hello"
 
 each = pytest.mark.parametrize("component", COMPONENTS.values(), ids=COMPONENTS)

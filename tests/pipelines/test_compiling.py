@@ -118,7 +118,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nope", "--output=x"], "no pipeline 'nope'; there are training, prepare_data, train, evaluate"),
+        (
+            ["nope", "--output=x"],
+            "no pipeline 'nope'; there are training, prepare_data, train, evaluate, compare, promote",
+        ),
         (["--output=nope.yaml"], "all pipelines go into a directory"),
         (["train", "nope", "--output=x"], "unexpected 'nope'"),
     ],

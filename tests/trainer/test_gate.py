@@ -7,47 +7,13 @@ import numpy as np
 import pytest
 
 from tests.benchmarks.gate_power import promoted
-from trainer import artifact, evaluate, gate
+from tests.trainer.made import LABELS, answers
+from tests.trainer.made import write_evaluation as write
+from trainer import artifact, gate
 from trainer.errors import DataError, UsageError
 from trainer.gate import Rules
 from trainer.knobs import override
-from trainer.predictions import KIND, METRICS_FILE, PREDICTIONS_FILE, Predictions, open_evaluation
-
-NAMES = ("cat", "dog", "emu")
-LABELS = np.arange(300) % 3
-
-
-def answers(labels: np.ndarray, wrong: range | list[int], classes: int = 3) -> np.ndarray:
-    """Probabilities that give every example its class, but those in `wrong` the next one."""
-    answer = labels.copy()
-    answer[list(wrong)] = (answer[list(wrong)] + 1) % classes
-    probabilities = np.full((len(labels), classes), 0.1 / (classes - 1), np.float32)
-    probabilities[np.arange(len(labels)), answer] = 0.9
-    return probabilities
-
-
-def write(
-    directory: Path, probabilities: np.ndarray, *, labels=LABELS, names=NAMES, order=None, unknown=(), **more
-) -> Path:
-    """An evaluation with these answers, as `evaluate` writes it."""
-    order = np.arange(len(labels)) if order is None else order
-    ids = np.array([f"{number:016x}" for number in range(len(labels))])
-    found = Predictions(labels[order].astype(np.int32), probabilities[order], ids[order], ids[order])
-    measured = {
-        "model_digest": directory.name,
-        "data_digest": "d",
-        "split": "test",
-        "split_digest": "s",
-        "n": len(labels),
-        **evaluate.measure(found, names),
-        "unknown_classes": list(unknown),
-        "model_bytes": 3 * 2**20,
-        **more,
-    }
-    with artifact.building(directory, {"kind": KIND}) as place:
-        (place / METRICS_FILE).write_text(json.dumps(measured))
-        found.save(place / PREDICTIONS_FILE)
-    return directory
+from trainer.predictions import PREDICTIONS_FILE, open_evaluation
 
 
 @pytest.fixture

@@ -12,20 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.made import write_model
 from trainer import artifact, saved_model
 from trainer.errors import DataError, StorageError, UsageError
 from trainer.registry import Registry, read_verdict
 from trainer.store import Store
-
-
-def write_model(directory: Path, *, data_time: str = "2026-01-01T00:00:00Z") -> Path:
-    """What a registry sees of a model: files, digests and the time of its data."""
-    manifest = {"kind": "model", "class_names": ["a", "b"], "image_shape": [8, 8, 1], "data_time": data_time}
-    with artifact.building(directory, manifest) as place:
-        (place / "1").mkdir()
-        (place / "1" / "saved_model.pb").write_bytes(directory.name.encode() * 1000)
-        (place / "labels.txt").write_text("a\nb\n")
-    return directory
 
 
 def digest(model: Path | None) -> str:

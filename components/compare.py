@@ -1,0 +1,43 @@
+"""Whether a new model has shown that it is better than the one that serves."""
+
+from kfp.dsl import Artifact, Input, Metrics, Output
+
+from components import component
+
+
+@component
+def compare(
+    challenger: Input[Artifact],
+    rules: list[str],
+    verdict: Output[Artifact],
+    metrics: Output[Metrics],
+    champion: Input[Artifact] = None,
+) -> str:
+    """Compares two evaluations of the same examples; gives promote, keep or not enough evidence.
+
+    Args:
+        challenger: what evaluate wrote of the model that may be promoted.
+        rules: rule=value, over the defaults of trainer.gate.Rules.
+        verdict: the verdict, with every number and rule that led to it.
+        metrics: the difference of the accuracies, and how many examples are fixed and broken.
+        champion: what evaluate wrote of the model that serves; without one, the floors decide.
+    """
+    from pathlib import Path
+
+    from trainer.commandline import reporting
+
+    with reporting("compare"):
+        from trainer import gate
+        from trainer.knobs import override
+
+        found = gate.run(
+            Path(challenger.path),
+            Path(champion.path) if champion else None,
+            Path(verdict.path),
+            override(gate.Rules(), rules),
+        )
+    if found["difference"]:
+        metrics.log_metric("accuracy_top_1_difference", found["difference"]["accuracy_top_1"]["value"])
+        metrics.log_metric("fixed", found["difference"]["fixed"])
+        metrics.log_metric("broken", found["difference"]["broken"])
+    return found["verdict"]

@@ -1,0 +1,26 @@
+"""Making a model the champion."""
+
+from kfp.dsl import Artifact, Input, Model
+
+from components import component
+
+
+@component
+def promote(model: Input[Model], verdict: Input[Artifact], registry: str) -> int:
+    """Makes a model the champion of a registry, as the verdict says; gives the number of its version.
+
+    Args:
+        model: what train wrote.
+        verdict: what compare wrote.
+        registry: a directory or a bucket's address.
+    """
+    from pathlib import Path
+
+    from trainer.commandline import reporting
+
+    with reporting("promote"):
+        from trainer import registry as registries
+
+        found = registries.read_verdict(Path(verdict.path))
+        entry = registries.Registry(registry).promote(Path(model.path), found)
+    return entry["version"]

@@ -1,0 +1,50 @@
+"""The gate and the registry as components, run alone through the local runner."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.made import LABELS, answers, write_evaluation, write_model
+from trainer import saved_model
+from trainer.registry import Registry
+
+
+def run(name: str, *words: str, expect: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipelines", "run", name, "--json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    return {name: write_model(tmp_path / name) for name in ("old", "new")}
+
+
+def evaluated(model: Path, wrong: range) -> Path:
+    directory = model.with_name(f"{model.name}.evaluation")
+    return write_evaluation(directory, answers(LABELS, wrong), model_digest=saved_model.open_model(model).digest)
+
+
+def test_a_better_model_is_promoted_and_a_worse_one_is_not(models: dict[str, Path], tmp_path: Path) -> None:
+    old, new = evaluated(models["old"], range(40)), evaluated(models["new"], range(10))
+    root, registry = f"--root={tmp_path / 'runs'}", tmp_path / "registry"
+    found = run("compare", f"--param=challenger={new}", f"--param=champion={old}", root)
+    verdict = Path(json.loads(found.stdout)["verdict"])
+    assert json.loads((verdict / "verdict.json").read_text())["verdict"] == "promote"
+    # The registry has no champion yet: the verdict is against another.
+    words = [f"--param=model={models['new']}", f"--param=verdict={verdict}", f"--param=registry={registry}", root]
+    assert "the verdict is against model " in run("promote", *words, expect=7).stderr
+    alone = run("compare", f"--param=challenger={old}", f"--param=champion={new}", root)
+    kept = Path(json.loads(alone.stdout)["verdict"])
+    assert json.loads((kept / "verdict.json").read_text())["verdict"] == "keep"
+    first = {"verdict": "promote", "sentence": "by hand", "champion": None}
+    first["challenger"] = {"model_digest": saved_model.open_model(models["old"]).digest}
+    Registry(str(registry)).promote(models["old"], first)
+    run("promote", *words)
+    assert [entry["version"] for entry in Registry(str(registry)).history()] == [1, 2]
+    run("promote", *words)  # done already
+    assert len(Registry(str(registry)).history()) == 2
