@@ -97,6 +97,7 @@ def measure(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str,
         "class_names": list(class_names),
         "per_class": metrics.per_class(labels, probabilities, class_names),
         "confusion_matrix": metrics.confusion_matrix(labels, probabilities),
+        "reliability": metrics.reliability(labels, probabilities),
     }
 
 

@@ -5,6 +5,7 @@ A new metric is one function and one entry in METRICS.  A metric takes `labels` 
 or None where it means nothing for this many classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ Number = dict[str, Any]
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+MOST_DRAWN = 500_000  # examples times classes; above it, the areas have no interval: it would take minutes
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
+BINS = 15  # of confidence, as in Guo et al. (2017)
 
 
 def rate(successes: int, n: int) -> Number:
@@ -78,6 +81,41 @@ def log_loss(labels: Array, probabilities: Array) -> Number:
     return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)))
 
 
+def brier_score(labels: Array, probabilities: Array) -> Number:
+    """The mean squared distance of the probabilities from what is true, 0 to 2 (Brier 1950)."""
+    distances = probabilities.astype(np.float64)
+    distances[np.arange(len(labels)), labels] -= 1.0
+    return bootstrapped(np.mean, (distances**2).sum(axis=1))
+
+
+def expected_calibration_error(labels: Array, probabilities: Array) -> Number:
+    """How far the confidence of an answer is from how often such answers are right, in the mean (Guo et al. 2017)."""
+
+    def error(confidence: Array, right: Array) -> float:
+        return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
+
+    return bootstrapped(error, *_answers(labels, probabilities))
+
+
+def macro_auc(labels: Array, probabilities: Array) -> Number | None:
+    """The mean area under the ROC curve of each class against the others, of the classes that have examples."""
+    areas = [area for area in class_areas(labels, probabilities) if area is not None]
+    if not areas:
+        return None
+    n, ranked = len(labels), [(column.argsort(kind="stable"), column) for column in probabilities.T]
+    # A class needs an example of its own and one of another; which classes do, may change as examples are drawn.
+    there = [k for k in range(probabilities.shape[1]) if 0 < (labels == k).sum() < n]
+
+    def mean(drawn: Array) -> float:
+        weights = np.bincount(drawn, minlength=n)
+        found = [_area(weights, labels == k, *ranked[k]) for k in there]
+        return float(np.nanmean(found)) if not np.isnan(found).all() else 0.5
+
+    affordable = n * len(there) <= MOST_DRAWN
+    number = bootstrapped(mean, np.arange(n)) if affordable else {"low": None, "high": None, "n": n}
+    return {**number, "value": float(np.mean(areas)), "classes": len(areas)}
+
+
 def macro_precision(labels: Array, probabilities: Array) -> Number:
     """The mean precision of the classes that have examples."""
     return _macro(labels, probabilities, lambda right, support, predicted: right / np.maximum(predicted, 1))
@@ -97,13 +135,16 @@ METRICS: dict[str, Callable[[Array, Array], Number | None]] = {
     "accuracy_top_1": accuracy_top_1,
     "accuracy_top_5": accuracy_top_5,
     "log_loss": log_loss,
+    "brier_score": brier_score,
+    "expected_calibration_error": expected_calibration_error,
+    "macro_auc": macro_auc,
     "macro_precision": macro_precision,
     "macro_recall": macro_recall,
     "macro_f1": macro_f1,
 }
 
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier_score", "expected_calibration_error"})
 
 
 def headline(labels: Array, probabilities: Array) -> dict[str, Number]:
@@ -113,27 +154,72 @@ def headline(labels: Array, probabilities: Array) -> dict[str, Number]:
 
 
 def per_class(labels: Array, probabilities: Array, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and support of each class, in the order of `class_names`.
+    """Precision, recall, F1, area under the ROC curve and support of each class, in the order of `class_names`.
 
-    A number that does not exist is None: all three of a class without an example, the precision
-    of a class that was never predicted.
+    A number that does not exist is None: all of a class without an example, the precision
+    of a class that was never predicted, the area where no example is of another class.
     """
     classes = range(len(class_names))
     columns = sklearn.metrics.precision_recall_fscore_support(
         labels, probabilities.argmax(axis=1), labels=classes, zero_division=np.nan
     )
+    areas = class_areas(labels, probabilities)
     rows = []
-    for name, precision, recall, f1, support in zip(class_names, *columns, strict=True):
+    for name, precision, recall, f1, support, area in zip(class_names, *columns, areas, strict=True):
         numbers = {"precision": precision, "recall": recall, "f1": f1}
         known = {key: float(v) if support and np.isfinite(v) else None for key, v in numbers.items()}
-        rows.append({"class": name, "support": int(support), **known})
+        rows.append({"class": name, "support": int(support), **known, "auc": area})
     return rows
+
+
+def class_areas(labels: Array, probabilities: Array) -> list[float | None]:
+    """The area under the ROC curve of each class against all others; None without examples of both."""
+    found = [(labels == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
+    return [
+        float(sklearn.metrics.roc_auc_score(own, column)) if 0 < own.sum() < len(own) else None for own, column in found
+    ]
+
+
+def reliability(labels: Array, probabilities: Array) -> list[dict[str, Any]]:
+    """How often answers of about the same confidence are right, by bins of it; those without an answer left out.
+
+    An entry holds the mean `confidence`, and the `accuracy` with its Wilson interval.
+    """
+    confidence, right = _answers(labels, probabilities)
+    bins = _bins(confidence)
+    return [
+        {"confidence": float(confidence[bins == k].mean()), "accuracy": rate(int(right[bins == k].sum()), int(n))}
+        for k, n in enumerate(np.bincount(bins))
+        if n
+    ]
 
 
 def confusion_matrix(labels: Array, probabilities: Array) -> list[list[int]]:
     """Counts of examples [K, K]: a row is the true class, a column the predicted one."""
     classes = range(probabilities.shape[1])
     return sklearn.metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
+
+
+def _answers(labels: Array, probabilities: Array) -> tuple[Array, Array]:
+    """How sure each answer is, and whether it is right, float64 [n] each."""
+    right = probabilities.argmax(axis=1) == labels
+    return probabilities.max(axis=1).astype(np.float64), right.astype(np.float64)
+
+
+def _bins(confidence: Array) -> Array:
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def _area(weights: Array, own: Array, order: Array, column: Array) -> float:
+    """The area under the ROC curve, each example counting `weights` times; NaN without examples of both kinds."""
+    ordered = column[order]
+    own_weights, others = (weights * own)[order], (weights * ~own)[order]
+    # Examples of the same probability count half against each other.
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    mine, theirs = np.add.reduceat(own_weights, first), np.add.reduceat(others, first)
+    below = np.cumsum(theirs) - theirs
+    pairs = own_weights.sum() * others.sum()
+    return float((mine * (below + theirs / 2)).sum() / pairs) if pairs else math.nan
 
 
 def _macro(labels: Array, probabilities: Array, score: Callable[[Array, Array, Array], Array]) -> Number:

@@ -6,9 +6,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -99,6 +100,25 @@ def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]
                 colour = "white" if share[row, column] > 0.6 else INK
                 axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=colour)
         return _svg(figure, "confusion", least=0.72)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+    """How often answers are right by how sure they are, with intervals, beside the line where the two agree."""
+    confidence = np.array([each["confidence"] for each in bins])
+    found = [each["accuracy"] for each in bins]
+    accuracy = np.array([number["value"] for number in found])
+    reach = [
+        [number["value"] - number["low"] for number in found],
+        [number["high"] - number["value"] for number in found],
+    ]
+    with _style("reliability"):
+        figure = Figure(figsize=(380 / 72, 340 / 72), dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel="confidence of the answer", ylabel="share that is right")
+        axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.errorbar(confidence, accuracy, yerr=np.abs(reach), fmt="o", color=FIRST, elinewidth=1.4)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.grid(color=INK, alpha=0.12, linewidth=0.8)
+        return _svg(figure, "reliability")
 
 
 def rate_curve(

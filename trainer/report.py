@@ -98,6 +98,7 @@ def render(
         notes=_notes(measured, model, dataset),
         numbers=_numbers(measured),
         curves=[markupsafe.Markup(curve) for curve in curves if curve],
+        reliability=markupsafe.Markup(plots.reliability(measured["reliability"])),
         matrix=markupsafe.Markup(plots.confusion_matrix(measured["confusion_matrix"], measured["class_names"])),
         confusions=_confusions(measured),
         class_rows=_classes(measured),
@@ -122,7 +123,13 @@ def _numbers(measured: dict[str, Any]) -> list[dict[str, Any]]:
     for name, metric in metrics.METRICS.items():
         if name in measured:
             meaning = (metric.__doc__ or "").split("\n")[0]
-            found.append({"name": name.replace("_", " ").replace("f1", "F1"), "meaning": meaning, **measured[name]})
+            found.append(
+                {
+                    "name": name.replace("_", " ").replace("f1", "F1").replace("auc", "AUC"),
+                    "meaning": meaning,
+                    **measured[name],
+                }
+            )
     return found
 
 

@@ -100,9 +100,14 @@ def test_the_macro_averages_are_scikit_learns():
 
 def test_per_class_numbers_are_those_counted_by_hand():
     zero, one, two = metrics.per_class(LABELS, PROBABILITIES, ["zero", "one", "two"])
-    assert zero == {"class": "zero", "support": 2, "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": 0.8}
-    assert one == {"class": "one", "support": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0}
-    assert two == {"class": "two", "support": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)}
+    areas = [sklearn.metrics.roc_auc_score(k == LABELS, PROBABILITIES[:, k]) for k in range(3)]
+    assert zero == {"class": "zero", "support": 2, "precision": pytest.approx(2 / 3), "recall": 1.0, "f1": 0.8} | {
+        "auc": areas[0]
+    }
+    assert one == {"class": "one", "support": 2, "precision": 1.0, "recall": 1.0, "f1": 1.0, "auc": areas[1]}
+    assert two == {"class": "two", "support": 2, "precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3)} | {
+        "auc": areas[2]
+    }
 
 
 def test_a_row_of_the_confusion_matrix_is_a_true_class():
@@ -112,7 +117,7 @@ def test_a_row_of_the_confusion_matrix_is_a_true_class():
 def test_what_a_missing_class_would_need_is_null_and_it_is_left_out_of_the_means():
     labels, probabilities = LABELS[:4], PROBABILITIES[:4]
     rows = metrics.per_class(labels, probabilities, ["zero", "one", "two"])
-    assert rows[2] == {"class": "two", "support": 0, "precision": None, "recall": None, "f1": None}
+    assert rows[2] == {"class": "two", "support": 0, "precision": None, "recall": None, "f1": None, "auc": None}
     assert metrics.macro_recall(labels, probabilities)["value"] == 1.0
     assert metrics.macro_recall(labels, probabilities)["classes"] == 2
     assert metrics.confusion_matrix(labels, probabilities)[2] == [0, 0, 0]
@@ -120,7 +125,8 @@ def test_what_a_missing_class_would_need_is_null_and_it_is_left_out_of_the_means
 
 def test_a_class_never_predicted_has_no_precision_but_a_recall_of_zero():
     rows = metrics.per_class(LABELS[[0, 5]], PROBABILITIES[[0, 5]], ["zero", "one", "two"])
-    assert rows[2] == {"class": "two", "support": 1, "precision": None, "recall": 0.0, "f1": 0.0}
+    auc = sklearn.metrics.roc_auc_score([0, 1], PROBABILITIES[[0, 5], 2])
+    assert rows[2] == {"class": "two", "support": 1, "precision": None, "recall": 0.0, "f1": 0.0, "auc": auc}
 
 
 def test_one_example_has_no_bootstrap_interval():
@@ -139,3 +145,51 @@ def test_fifty_thousand_examples_take_seconds():
     began = time.process_time()
     metrics.headline(*random_predictions(50_000, 10))
     assert time.process_time() - began < 60
+
+
+def test_the_brier_score_is_the_mean_squared_distance_from_the_truth():
+    labels, probabilities = random_predictions(200, 4)
+    number = metrics.brier_score(labels, probabilities)
+    assert number["value"] == pytest.approx(((probabilities - np.eye(4)[labels]) ** 2).sum(axis=1).mean())
+    assert number["low"] < number["value"] < number["high"]
+    certain = np.eye(4, dtype=np.float32)[[0, 1]]
+    assert metrics.brier_score(np.array([0, 1]), certain)["value"] == 0.0
+    assert metrics.brier_score(np.array([1, 0]), certain)["value"] == 2.0
+
+
+def test_the_calibration_error_is_counted_by_bins():
+    # Ten answers of 0.95, eight of them right; ten of 0.55, five of them right.
+    probabilities = np.array([[0.95, 0.05]] * 10 + [[0.55, 0.45]] * 10, np.float32)
+    labels = np.array([0] * 8 + [1] * 2 + [0] * 5 + [1] * 5)
+    number = metrics.expected_calibration_error(labels, probabilities)
+    assert number["value"] == pytest.approx((10 * 0.15 + 10 * 0.05) / 20, abs=1e-6)
+    low, high = metrics.reliability(labels, probabilities)
+    assert (low["confidence"], low["accuracy"]["value"], low["accuracy"]["n"]) == (pytest.approx(0.55), 0.5, 10)
+    assert (high["confidence"], high["accuracy"]["value"], high["accuracy"]["n"]) == (pytest.approx(0.95), 0.8, 10)
+    sure = metrics.reliability(np.array([0]), np.array([[1.0, 0.0]], np.float32))
+    assert [each["confidence"] for each in sure] == [1.0]
+
+
+def test_the_area_under_the_curves_is_scikit_learns_also_where_probabilities_are_the_same():
+    labels, probabilities = random_predictions(300, 4)
+    for given in (probabilities, np.round(probabilities, 1)):
+        wanted = np.mean([sklearn.metrics.roc_auc_score(labels == k, given[:, k]) for k in range(4)])
+        number = metrics.macro_auc(labels, given)
+        assert number["value"] == pytest.approx(wanted)
+        assert number["low"] < wanted < number["high"]
+        weights = np.random.default_rng(1).integers(0, 3, 300)
+        own, column = labels == 2, given[:, 2]
+        weighted = sklearn.metrics.roc_auc_score(own, column, sample_weight=weights)
+        assert metrics._area(weights, own, column.argsort(kind="stable"), column) == pytest.approx(weighted)
+
+
+def test_without_examples_of_two_classes_there_is_no_area():
+    labels, probabilities = np.zeros(5, np.int64), random_predictions(5, 3)[1]
+    assert metrics.macro_auc(labels, probabilities) is None
+    assert metrics.class_areas(labels, probabilities) == [None, None, None]
+
+
+def test_so_many_examples_and_classes_have_an_area_and_no_interval():
+    labels, probabilities = random_predictions(1500, 1000)
+    number = metrics.macro_auc(labels, probabilities)
+    assert (number["low"], number["high"], number["n"]) == (None, None, 1500)
