@@ -16,6 +16,15 @@ settings.load_profile("repeatable")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+# Files whose tests start many processes, one after another.
+LONGEST = ("test_faults.py", "test_asynchronous.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end, none is waited for while a core is idle."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def run_python():
     """Runs `python WORDS…` in a fresh process at the root; its text and exit code are in the result."""

@@ -1,7 +1,7 @@
 """One training run, from the cluster to the exported model."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from trainer import (
     actions,
-    artifact,
     asynchronous,
     auto,
     devices,
@@ -19,6 +18,7 @@ from trainer import (
     models,
     pretrained,
     profiler,
+    provenance,
     recovery,
     rendezvous,
     schedule,
@@ -28,14 +28,13 @@ from trainer import (
 )
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
-from trainer.config import INCIDENTAL, Config, to_dict
-from trainer.data import examples, input, noise, shards
+from trainer.config import Config
+from trainer.data import examples, input, shards
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
 from trainer.errors import DataError, UsageError
 from trainer.learner import Learner
 from trainer.pulse import Pulse
-from trainer.version import code_version
 from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -72,12 +71,12 @@ def run(
     watch.at("opening the data set")
     dataset = open_dataset(data, with_files=not config.use_synthetic_data)
     config = resolved(config, dataset)
-    request = _request(config, dataset, cluster)
-    if done := _already_there(output, request, clean=clean):
+    request = provenance.request(config, dataset, cluster)
+    if done := provenance.already_there(output, request, clean=clean):
         return done
     if cluster.ps:
         asynchronous.check(config)
-    checkpoints = Checkpoints(run_dir / "checkpoints", _identity(config, dataset), config.keep_checkpoints)
+    checkpoints = Checkpoints(run_dir / "checkpoints", provenance.identity(config, dataset), config.keep_checkpoints)
     if clean and cluster.chief:  # before the others are met, who wait
         checkpoints.clear()
         events.clear(run_dir)
@@ -93,7 +92,7 @@ def run(
         state = recovery.restore(config, checkpoints, setup)
         log.begin(state.step, workers=cluster.size, of=setup.plan.total)
         state = _train(config, dataset, setup, state, checkpoints, run_dir, log)
-        manifest = _manifest(config, dataset, request, actions.result(config, state))
+        manifest = provenance.manifest(config, dataset, request, actions.result(config, state))
         if cluster.chief:
             manifest = _export(output, manifest, config, setup, state, checkpoints, clean=clean)
         # Who has ended cannot be started again with the others.
@@ -135,7 +134,8 @@ def set_up(config: Config, dataset: DataSet, cluster: Cluster, watch: Watch) -> 
     _check_validation(config, validation)
     with watch.during("building the network"):
         with replicas.scope():
-            network = models.build(config, shape(config, dataset), len(dataset.class_names), POLICIES[config.dtype])
+            shape = models.input_shape(config, dataset.image_shape[2])
+            network = models.build(config, shape, len(dataset.class_names), POLICIES[config.dtype])
         models.adapt(network, config, train)
         pretrained.start(network, config, dataset.class_names)
         with replicas.scope():
@@ -267,35 +267,6 @@ def resolved(config: Config, dataset: DataSet) -> Config:
     )
 
 
-def _request(config: Config, dataset: DataSet, cluster: Cluster) -> dict[str, Any]:
-    """All that the bits of the model follow from."""
-    data = {"digest": dataset.digest, "source": dataset.manifest["source"], "splits": dataset.splits}
-    if config.use_synthetic_data:
-        data = {"digest": "", "source": noise.SOURCE, "splits": {}}
-    request = {"config": to_dict(config), "data": data, "code": code_version(), "workers": cluster.size}
-    return {**request, "pretrained": pretrained.digest(config)}
-
-
-def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
-    kept = {name: value for name, value in to_dict(config).items() if name not in INCIDENTAL}
-    return {**kept, "data_digest": dataset.digest, "pretrained_digest": pretrained.digest(config)}
-
-
-def _already_there(output: Path, request: Mapping[str, Any], *, clean: bool) -> dict[str, Any] | None:
-    if clean:
-        return None
-    there = artifact.there(output, "model", {name: value for name, value in request.items() if name != "config"})
-    if there is None:
-        return None
-    wanted, found = request["config"], there["config"]
-    differs = [name for name in wanted if name not in INCIDENTAL and found.get(name) != wanted[name]]
-    if differs:
-        shown = ", ".join(f"{name} was {found.get(name)}, is {wanted[name]}" for name in differs)
-        raise UsageError(f"{output}: the model there is of another config ({shown}); {artifact.REMEDY}")
-    logger.info("%s is already there", output)
-    return there
-
-
 def _check_batch(config: Config, replicas: int) -> None:
     share, rest = divmod(config.batch_size, replicas)
     if rest or not share:
@@ -318,11 +289,6 @@ def _check_validation(config: Config, validation: Examples | None) -> None:
             )
 
 
-def shape(config: Config, dataset: DataSet) -> tuple[int, int, int]:
-    """Height, width and channels of what the network sees."""
-    return config.image_size, config.image_size, dataset.image_shape[2]
-
-
 def _validation(setup: Setup, config: Config) -> loop.Evaluate | None:
     if setup.validation is None:
         return None
@@ -332,14 +298,3 @@ def _validation(setup: Setup, config: Config) -> loop.Evaluate | None:
     steps = input.evaluation_steps(setup.validation, config)
     batches = input.evaluation(setup.replicas, setup.validation, config)
     return loop.make_evaluate_call(setup.replicas, evaluate_step, batches, steps, setup.gather, setup.watch)
-
-
-def _manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], result: Mapping) -> dict[str, Any]:
-    return {
-        **request,
-        "data_time": dataset.manifest["data_time"],
-        "class_names": list(dataset.class_names),
-        "image_shape": list(shape(config, dataset)),
-        "seed": config.seed,
-        "metrics": {name: value for name, value in result.items() if value is not None},
-    }

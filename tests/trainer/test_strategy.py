@@ -53,8 +53,6 @@ def test_what_the_trainer_does_first_may_come_before_the_strategy():
     "before",
     [
         "tf.constant(1)",
-        pytest.param("tf.data.Dataset.range(1)", marks=pytest.mark.long),
-        pytest.param("tf.config.list_logical_devices()", marks=pytest.mark.long),
         pytest.param("keras.optimizers.SGD()", marks=pytest.mark.long),
     ],
 )

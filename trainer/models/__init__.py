@@ -38,6 +38,11 @@ def build(config: Config, image_shape: tuple[int, int, int], classes: int, polic
     return MODELS[config.model](config, image_shape, classes, policy)
 
 
+def input_shape(config: Config, channels: int) -> tuple[int, int, int]:
+    """Height, width and channels of what the network sees."""
+    return config.image_size, config.image_size, channels
+
+
 def adapt(network: keras.Model, config: Config, train: Examples) -> None:
     """Sets the weights of `network` that follow from what the training images look like, where it has such."""
     for layer in network.layers:
