@@ -38,9 +38,10 @@ class Store:
     """
 
     def __init__(self, uri: str):
-        scheme, found, _ = uri.partition("://")
-        if found and scheme not in SCHEMES:
-            raise UsageError(f"{uri}: must be a local path, or begin with {', '.join(f'{s}://' for s in SCHEMES)}")
+        scheme, found, rest = uri.partition("://")
+        if not uri or (found and (scheme not in SCHEMES or not rest.strip("/"))):
+            known = ", ".join(f"{each}://" for each in SCHEMES)
+            raise UsageError(f"{uri or 'nothing'}: must be a local path, or the address of a bucket: {known}")
         self.uri = uri.rstrip("/")
         self._place = None if found and scheme != "file" else Path(uri.removeprefix("file://")).absolute()
         self._opened: Any = None

@@ -242,8 +242,9 @@ def test_killed_between_any_two_writes_the_champion_is_the_old_or_the_new(models
 def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path, bucket: str):
     with pytest.raises(StorageError, match="s3://nobody/registry"):
         Registry("s3://nobody/registry").history()
-    with pytest.raises(UsageError, match=r"ftp://x: must be a local path, or begin with s3://"):
-        Store("ftp://x")
+    for address in ("ftp://x", "s3://", ""):
+        with pytest.raises(UsageError, match=r": must be a local path, or the address of a bucket: s3://, gs://"):
+            Store(address)
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file"):
         Registry(str(tmp_path / "file" / "registry")).promote(
