@@ -99,21 +99,22 @@ def expected_calibration_error(labels: Array, probabilities: Array) -> Number:
 
 def macro_auc(labels: Array, probabilities: Array) -> Number | None:
     """The mean area under the ROC curve of each class against the others, of the classes that have examples."""
-    areas = [area for area in class_areas(labels, probabilities) if area is not None]
+    areas = {k: area for k, area in enumerate(class_areas(labels, probabilities)) if area is not None}
     if not areas:
         return None
-    n, ranked = len(labels), [(column.argsort(kind="stable"), column) for column in probabilities.T]
-    # A class needs an example of its own and one of another; which classes do, may change as examples are drawn.
-    there = [k for k in range(probabilities.shape[1]) if 0 < (labels == k).sum() < n]
+    n = len(labels)
+    number: Number = {"low": None, "high": None, "n": n}
+    if n * len(areas) <= MOST_DRAWN:
+        ranked = [(labels == k, probabilities[:, k].argsort(kind="stable"), probabilities[:, k]) for k in areas]
 
-    def mean(drawn: Array) -> float:
-        weights = np.bincount(drawn, minlength=n)
-        found = [_area(weights, labels == k, *ranked[k]) for k in there]
-        return float(np.nanmean(found)) if not np.isnan(found).all() else 0.5
+        # Which classes have an example of their own and one of another may change as examples are drawn.
+        def mean(drawn: Array) -> float:
+            weights = np.bincount(drawn, minlength=n)
+            found = [_area(weights, *each) for each in ranked]
+            return float(np.nanmean(found)) if not np.isnan(found).all() else 0.5
 
-    affordable = n * len(there) <= MOST_DRAWN
-    number = bootstrapped(mean, np.arange(n)) if affordable else {"low": None, "high": None, "n": n}
-    return {**number, "value": float(np.mean(areas)), "classes": len(areas)}
+        number = bootstrapped(mean, np.arange(n))
+    return {**number, "value": float(np.mean(list(areas.values()))), "classes": len(areas)}
 
 
 def macro_precision(labels: Array, probabilities: Array) -> Number:
