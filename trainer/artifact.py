@@ -50,9 +50,7 @@ def copying(path: Path, manifest: bytes, *, clean: bool = False) -> Iterator[Pat
     """
     with _beside(path, clean=clean) as partial:
         yield partial
-        (partial / MANIFEST).write_bytes(manifest)
-        for file in partial.rglob("*"):
-            flush(file)
+        _complete(partial, manifest)
 
 
 @contextlib.contextmanager
@@ -114,11 +112,17 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Makes `directory` complete: flushes its files, and writes their digests and `manifest`."""
     files = sorted(p for p in directory.rglob("*") if p.is_file())
     digests = {p.relative_to(directory).as_posix(): file_sha256(p) for p in files}
-    for file in files:
-        flush(file)
     content = {**manifest, "format": FORMAT, "files": digests}
+    _complete(directory, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _complete(directory: Path, manifest: bytes) -> None:
+    """Flushes what is in `directory`, and then makes its manifest."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            flush(file)
     target = directory / MANIFEST
-    target.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    target.write_bytes(manifest)
     flush(target)
     flush(directory)
 

@@ -58,3 +58,8 @@ class Preempted(TrainerError):
     """Stopped from outside, or a peer was lost: start all workers again."""
 
     exit_code = 143
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()

@@ -13,7 +13,7 @@ import datetime
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +67,23 @@ class Registry:
         """
         exported = saved_model.open_model(model)
         _check(verdict, exported)
-        version = None
-        for _ in range(ATTEMPTS):
-            entries = self.history()
+
+        def promotion(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
             champion = self._derived(entries)
             if champion and champion["model_digest"] == exported.digest:
                 logger.info("%s: version %d is the champion already", self.uri, champion["version"])
-                return champion
+                return None
             self._check_order(champion, verdict, exported)
-            version = version or self._upload(exported)
-            entry = {
-                "number": len(entries) + 1,
+            return {
                 "what": "promote",
-                "version": version,
+                "version": self._upload(exported),
                 "was": champion["version"] if champion else None,
                 "model_digest": exported.digest,
                 "data_time": exported.manifest["data_time"],
-                "time": _now(),
                 "why": verdict["sentence"],
             }
-            if self._append(entry):
-                return entry
-        raise DataError(f"{self.uri}: others write to its journal without end; try again")
+
+        return self._append(promotion)
 
     def undo(self) -> dict[str, Any]:
         """Makes the version before the champion the champion again; returns the entry.
@@ -96,23 +91,20 @@ class Registry:
         Raises:
           DataError: there is no champion, or none before it.
         """
-        for _ in range(ATTEMPTS):
-            entries = self.history()
+
+        def undoing(entries: list[dict[str, Any]]) -> dict[str, Any]:
             standing = _standing(entries)
             if len(standing) < 2:
                 raise DataError(f"{self.uri}: there is no version before {'the champion' if standing else 'any'}")
             undone, again = standing[-1], standing[-2]
-            entry = {
+            return {
                 **again,
-                "number": len(entries) + 1,
                 "what": "undo",
                 "was": undone["version"],
-                "time": _now(),
                 "why": f"undo of version {undone['version']}",
             }
-            if self._append(entry):
-                return entry
-        raise DataError(f"{self.uri}: others write to its journal without end; try again")
+
+        return self._append(undoing)
 
     def fetch(self, version: int, directory: Path, *, clean: bool = False) -> Path:
         """Copies a version to `directory`, every file's digest checked.
@@ -121,10 +113,9 @@ class Registry:
           DataError: there is no such version, or a file is missing or was changed; names it.
           UsageError: something else is at `directory`, and not `clean`.
         """
-        claim = self._store.read(f"versions/{version}.json")
         where = f"{self.uri}/versions/{version}"
         stored = self._store.read(f"versions/{version}/{artifact.MANIFEST}")
-        if claim is None or stored is None:
+        if stored is None:
             raise DataError(f"{where}: no such version")
         digest = self._json(f"versions/{version}.json")["model_digest"]
         if artifact.sha256(stored) != digest:
@@ -168,13 +159,18 @@ class Registry:
                 self._store.write(f"versions/{number}/{file}", exported.directory / file)
         return number
 
-    def _append(self, entry: Mapping[str, Any]) -> bool:
-        """Writes an entry, unless somebody else has written that number."""
-        content = json.dumps({**entry, "id": uuid.uuid4().hex}, indent=1).encode()
-        if not self._store.create(_entry(entry["number"]), content):
-            return False
-        self.champion()
-        return True
+    def _append(self, following: Callable[[list[dict[str, Any]]], dict[str, Any] | None]) -> dict[str, Any]:
+        """Writes the entry `following` the journal's entries, whoever else writes; None: nothing follows the last."""
+        for _ in range(ATTEMPTS):
+            entries = self.history()
+            made = following(entries)
+            if made is None:
+                return entries[-1]
+            entry = {**made, "number": len(entries) + 1, "time": _now(), "id": uuid.uuid4().hex}
+            if self._store.create(_entry(entry["number"]), json.dumps(entry, indent=1).encode()):
+                self.champion()
+                return entry
+        raise DataError(f"{self.uri}: others write to its journal without end; try again")
 
     def _derived(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
         if not entries:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainer import artifact, quiet
 from trainer.data import images
-from trainer.errors import DataError
+from trainer.errors import DataError, first_line
 
 KIND = "model"
 PROGRAM = "1/saved_model.pb"
@@ -73,13 +73,13 @@ def load(model: SavedModel) -> Callable[[Sequence[bytes]], NDArray[np.float32]]:
         loaded = tf.saved_model.load(str(directory))
         encoded = loaded.signatures["encoded"]
     except (KeyError, OSError, ValueError, tf.errors.OpError) as error:
-        raise DataError(f"{directory}: not a model with a signature 'encoded': {_first_line(error)}") from None
+        raise DataError(f"{directory}: not a model with a signature 'encoded': {first_line(error)}") from None
 
     def probabilities(encoded_images: Sequence[bytes], _alive: Any = loaded) -> NDArray[np.float32]:
         try:
             found = encoded(image_bytes=tf.constant(list(encoded_images), tf.string))["probabilities"].numpy()
         except tf.errors.OpError as error:
-            raise DataError(f"{directory}: cannot classify what it is given: {_first_line(error)}") from None
+            raise DataError(f"{directory}: cannot classify what it is given: {first_line(error)}") from None
         if found.shape != (len(encoded_images), len(model.class_names)):
             wanted = f"{len(encoded_images)} images and {len(model.class_names)} classes"
             raise DataError(f"{directory}: gives probabilities of shape {found.shape} for {wanted}")
@@ -113,7 +113,3 @@ def _pixels(image: bytes) -> int:
     except images.BadImageError:
         return 0  # the model will say that it cannot decode it
     return header.height * header.width
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

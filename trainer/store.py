@@ -4,7 +4,6 @@ obstore does the work: a hard link on a file system, conditional puts in the buc
 """
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,13 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
-    GenericError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
 )
 from obstore.store import LocalStore, from_url
 
-from trainer.errors import StorageError, UsageError
-
-logger = logging.getLogger(__name__)
+from trainer.errors import StorageError, UsageError, first_line
 
 SCHEMES = ("s3", "gs", "file")
 RETRIES: Any = {"max_retries": 4}
@@ -99,10 +95,6 @@ class Store:
         try:
             yield
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise StorageError(f"{where}: may not be read or written: {_first_line(error)}") from error
-        except (BaseError, GenericError, OSError) as error:
-            raise StorageError(f"{where}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+            raise StorageError(f"{where}: may not be read or written: {first_line(error)}") from error
+        except (BaseError, OSError) as error:
+            raise StorageError(f"{where}: {first_line(error)}") from error
