@@ -1,4 +1,6 @@
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,20 @@ def small_disk(tmp_path):
         pytest.skip("this process may not mount a tmpfs")
     yield place
     subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def start_program() -> Iterator:
+    """A function (source, first line, *words) → the process of a program that has said that line; killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, first_line: str, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", source, *words]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == f"{first_line}\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

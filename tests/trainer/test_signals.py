@@ -1,6 +1,4 @@
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -27,19 +25,8 @@ with stop.asked() if sys.argv[1] == "asked" else contextlib.nullcontext():
 
 
 @pytest.fixture
-def worker():
-    started = []
-
-    def start(*words: str) -> subprocess.Popen:
-        program = [sys.executable, "-c", WORKER, *words]
-        started.append(subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        assert started[-1].stdout.readline() == "listening\n"
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def worker(start_program):
+    return lambda *words: start_program(WORKER, "listening", *words)
 
 
 KINDS = [(signal.SIGTERM, Preempted, 143), (signal.SIGINT, Interrupted, 130)]

@@ -38,19 +38,8 @@ if way == "compiles for ever":
 
 
 @pytest.fixture
-def watched():
-    started = []
-
-    def start(way: str, parent: int = 0) -> subprocess.Popen:
-        words = [sys.executable, "-c", WATCHED, way, str(parent)]
-        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        assert started[-1].stdout.readline() == "watched\n"
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def watched(start_program):
+    return lambda way, parent=0: start_program(WATCHED, "watched", way, str(parent))
 
 
 def test_a_main_thread_that_hangs_is_named_with_its_stacks(watched):
