@@ -58,8 +58,8 @@ class Cluster:
         """This process and all other workers of its host: they share its cores, and each holds the images."""
         if not self.workers:
             return 1
-        here = _host(self.address)
-        return len({self.address, *(worker for worker in self.workers if _host(worker) == here)})
+        here, _ = host_and_port(self.address)
+        return len({self.address, *(worker for worker in self.workers if host_and_port(worker)[0] == here)})
 
     @property
     def jobs(self) -> dict[str, tuple[str, ...]]:
@@ -263,5 +263,7 @@ def _name(job: str, place: int) -> str:
     return "chief" if job == "chief" else f"{job} {place}"
 
 
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]
+def host_and_port(address: str) -> tuple[str, int]:
+    """The two of `address`, host:port; an IPv6 address without its brackets."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+from trainer.cluster import host_and_port
+
 POLL_SECONDS = 0.5
 # A name can be unknown, or a connection refused, for a moment; after so long somebody is gone.
 LOST_SECONDS = 10.0
@@ -39,9 +41,8 @@ class Peers:
 
 def reachable(address: str) -> bool:
     """Whether anybody listens at `address`, host:port."""
-    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+        with socket.create_connection(host_and_port(address), timeout=2.0):
             return True
     except (OSError, UnicodeError):  # the latter of a host that can be no name: an empty label, or one too long
         return False

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from trainer.cluster import Cluster
+from trainer.cluster import Cluster, host_and_port
 from trainer.errors import Preempted
 from trainer.peers import reachable
 
@@ -64,7 +64,7 @@ class _Clock:
 @contextlib.contextmanager
 def _own_port(cluster: Cluster, clock: _Clock) -> Iterator[socket.socket]:
     """This process's port, as soon as nobody else has it."""
-    port = _port(cluster.address)
+    _, port = host_and_port(cluster.address)
     family, dualstack = (socket.AF_INET6, True) if socket.has_dualstack_ipv6() else (socket.AF_INET, False)
     while True:
         try:
@@ -100,7 +100,7 @@ def _gather(cluster: Cluster, clock: _Clock) -> None:
 
 def _asked(address: str, card: bytes) -> socket.socket:
     """The connection to the process at `address`, once it has said that it is the one of `card`."""
-    connection = socket.create_connection((_host(address), _port(address)), timeout=ANSWER_SECONDS)
+    connection = socket.create_connection(host_and_port(address), timeout=ANSWER_SECONDS)
     try:
         if connection.recv(len(card), socket.MSG_WAITALL) != card:
             raise OSError("another process answers there, or this one has another description of the cluster")
@@ -163,16 +163,9 @@ def _card(cluster: Cluster, name: str) -> bytes:
 
 
 def _unknown(address: str) -> str:
+    host, _ = host_and_port(address)
     try:
-        socket.getaddrinfo(_host(address), None)
+        socket.getaddrinfo(host, None)
     except OSError as error:
-        return f" ({_host(address)}: {error.strerror or error})"
+        return f" ({host}: {error.strerror or error})"
     return ""
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
-
-
-def _port(address: str) -> int:
-    return int(address.rpartition(":")[2])
