@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.trainer.processes import until
 from trainer import artifact
 from trainer.asynchronous import check, stretches
 from trainer.cluster import Cluster, to_tf_config
@@ -68,12 +69,7 @@ class Started:
 
     def until(self, name: str, words: str) -> None:
         """Reads what `name` says until it has said `words`."""
-        said = []
-        for line in self.processes[name].stderr:
-            said.append(line)
-            if words in line:
-                return
-        pytest.fail("".join(said))
+        until(self.processes[name], words)
 
     def end(self, name: str, within: float) -> tuple[int, str]:
         """The exit code and the last line of `name`."""
@@ -250,9 +246,7 @@ def test_a_signal_ends_who_serves_within_seconds(start):
         ended, said = cluster.end(name, 25)
         assert ended == 143
         assert said.startswith("python -m trainer: stopped by SIGTERM")
-    code, said = cluster.end("chief", 90)
-    assert code == 143
-    assert "gone: ps 0; start all again" in said
+    assert cluster.end("chief", 90)[0] == 143
 
 
 @pytest.mark.long
@@ -264,6 +258,16 @@ def test_without_the_coordinator_the_others_end_and_can_be_started_again(start):
         code, said = cluster.end(name, 40)
         assert code == 143
         assert "the coordinator at 127.0.0.1:" in said
+
+
+@pytest.mark.long
+def test_without_its_parameter_server_training_ends(start):
+    cluster = start(served(2), *ENDLESS)
+    cluster.until("chief", "epoch 1/")
+    cluster.processes["ps 0"].kill()
+    code, said = cluster.end("chief", 60)
+    assert code == 143
+    assert "gone: ps 0; start all again" in said
 
 
 @pytest.mark.long

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import artifact, events
+from tests.trainer.processes import until
+from trainer import artifact, checkpoint, events
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
 SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "steps_per_loop=1", "checkpoint_steps=3"]
@@ -117,8 +118,7 @@ def weights(model: Path) -> str:
 
 
 def newest(model: Path) -> int:
-    steps = [int(path.name.removeprefix("step-")) for path in Path(f"{model}.run/checkpoints").glob("step-*")]
-    return max(steps, default=-1)
+    return checkpoint.newest(Path(f"{model}.run/checkpoints"))
 
 
 def happened(model: Path) -> list[str]:
@@ -299,16 +299,6 @@ def test_who_never_comes_is_named(hosts: str, index: int, said: str, tiny: Path,
         code, words, _ = run(command(tiny, tmp_path / "model", *flags))
     assert code == 143
     assert f"waited 2 s for {said.format(**ports)}" in words.splitlines()[-1]
-
-
-def until(process: subprocess.Popen, words: str) -> str:
-    """The first line that holds `words`, of what `process` says."""
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if words in line:
-            return line
-    pytest.fail("".join(said))
 
 
 @pytest.mark.long
