@@ -27,10 +27,10 @@ def compare(
     from trainer.commandline import reporting
 
     with reporting("compare"):
-        from trainer import gate
+        from trainer import compare, gate
         from trainer.knobs import override
 
-        found = gate.run(
+        found = compare.run(
             Path(challenger.path),
             Path(champion.path) if champion else None,
             Path(verdict.path),

@@ -82,12 +82,16 @@ def evaluate(values: flags.FlagValues, words: list[str]) -> None:
 
 def compare(values: flags.FlagValues, words: list[str]) -> None:
     """Runs `compare`."""
+    from trainer import compare as comparison
     from trainer import gate
 
     rules = override(gate.Rules(), values.set)
     champion = Path(values.champion) if values.champion else None
-    verdict = gate.run(Path(values.challenger), champion, Path(values.output), rules, clean=values.clean)
+    data = Path(values.data) if values.data else None
+    output = Path(values.output)
+    verdict = comparison.run(Path(values.challenger), champion, output, rules, data=data, clean=values.clean)
     _print(values, verdict, verdict["sentence"])
+    logger.info("%s", output / "report.html")
 
 
 def promote(values: flags.FlagValues, words: list[str]) -> None:
@@ -314,6 +318,7 @@ COMMANDS = {
         _flags(
             _text("challenger", "evaluation of the model that may be promoted"),
             _text("champion", "evaluation of the model that serves now; without one, the floors decide", default=""),
+            _text("data", "data set of both, for pictures of what is fixed and broken in the report", default=""),
             _text("output", "directory to make"),
             _assignments(
                 "rule=value: significance=0.05, negative_flips=0.05, class_regressions=true, "

@@ -1,19 +1,22 @@
 """An exported model against a split of a data set: metrics, predictions and the report."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer import artifact, events, metrics, report, saved_model
+from trainer import artifact, events, gallery, latency, metrics, report, saved_model, slices
+from trainer.answers import Answers
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
 from trainer.data.progress import track
 from trainer.errors import DataError
-from trainer.predictions import KIND, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, Predictions
-from trainer.saved_model import SavedModel
+from trainer.intervals import Array
+from trainer.predictions import KIND, LATENCY_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, Predictions
+from trainer.saved_model import Classify, SavedModel
 
 
 def run(
@@ -47,24 +50,41 @@ def run(
     if there is not None:
         logging.info("%s: already there", output)
         return there
-    predictions = predict(exported, dataset, split, class_names)
+    classify = saved_model.load(exported)
+    predictions, columns = predict(classify, exported, dataset, split, class_names)
     measured = {**subject, "n": len(predictions.label), **measure(predictions, class_names)}
+    measured["slices"] = slices.measure(columns, predictions.right)
     measured["unknown_classes"] = [name for name in class_names if name not in exported.class_names]
     measured["model_bytes"] = sum((exported.directory / file).stat().st_size for file in exported.manifest["files"])
-    happened = events.read(run_dir or Path(f"{model}.run"))
+    took = latency.measure(classify, _some_images(dataset, split))
     page = report.render(
-        measured, exported, dataset, report.worst_mistakes(predictions, class_names, dataset, split), happened
+        measured,
+        exported,
+        dataset,
+        gallery.mistakes(predictions, class_names, dataset, split, report.MISTAKES),
+        happened=events.read(run_dir or Path(f"{model}.run")),
+        took=took,
     )
     manifest = {"kind": KIND, **subject, "n": measured["n"], "class_names": measured["class_names"]}
     manifest["metrics"] = {name: measured[name] for name in metrics.METRICS if name in measured}
     with artifact.building(output, manifest, clean=clean) as directory:
         (directory / METRICS_FILE).write_text(json.dumps(measured, indent=1, allow_nan=False) + "\n")
+        (directory / LATENCY_FILE).write_text(json.dumps(took, indent=1) + "\n")
         predictions.save(directory / PREDICTIONS_FILE)
         (directory / REPORT_FILE).write_text(page, encoding="utf-8")
     return measured
 
 
-def predict(model: SavedModel, dataset: DataSet, split: str, class_names: tuple[str, ...]) -> Predictions:
+class Predicted(NamedTuple):
+    """What a model says of the examples, and the columns that slices are cut by, [n] each."""
+
+    predictions: Predictions
+    columns: dict[str, Array]
+
+
+def predict(
+    classify: Classify, model: SavedModel, dataset: DataSet, split: str, class_names: tuple[str, ...]
+) -> Predicted:
     """The probabilities of every example of `split`, column k being `class_names[k]`; 0 where the model knows it not.
 
     Raises:
@@ -72,33 +92,41 @@ def predict(model: SavedModel, dataset: DataSet, split: str, class_names: tuple[
     """
     if not dataset.splits[split]:
         raise DataError(f"{dataset.directory}: split '{split}' is empty; there is nothing to evaluate")
-    classify = saved_model.load(model)
     known = [k for k, name in enumerate(class_names) if name in model.class_names]
-    columns = [model.class_names.index(class_names[k]) for k in known]
-    labels, ids, names, rows = [], [], [], []
+    answered = [model.class_names.index(class_names[k]) for k in known]
+    labels, ids, names, rows, columns_of_each = [], [], [], [], []
     examples = track(datasets.read(dataset, split), dataset.splits[split], "evaluating")
     for batch in saved_model.batches(examples, lambda example: example.image, model):
         row = np.zeros((len(batch), len(class_names)), np.float32)
-        row[:, known] = classify([example.image for example in batch])[:, columns]
+        row[:, known] = classify([example.image for example in batch])[:, answered]
         rows.append(row)
+        columns_of_each.append(slices.columns_of(batch, class_names))
         labels += [example.label for example in batch]
         ids += [example.id for example in batch]
         names += [example.name for example in batch]
     found = Predictions(np.array(labels, np.int32), np.concatenate(rows), np.array(ids), np.array(names))
     _check(found, model)
-    return found
+    return Predicted(
+        found, {name: np.concatenate([each[name] for each in columns_of_each]) for name in columns_of_each[0]}
+    )
 
 
 def measure(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str, Any]:
     """Every metric of `predictions`, as metrics.json has them: a number that does not exist is null."""
-    labels, probabilities = predictions.label, predictions.probabilities
+    answers = Answers(predictions.label, predictions.probabilities)
     return {
-        **metrics.headline(labels, probabilities),
+        **metrics.headline(answers),
         "class_names": list(class_names),
-        "per_class": metrics.per_class(labels, probabilities, class_names),
-        "confusion_matrix": metrics.confusion_matrix(labels, probabilities),
-        "reliability": metrics.reliability(labels, probabilities),
+        "per_class": metrics.per_class(answers, class_names),
+        "confusion_matrix": metrics.confusion_matrix(answers),
+        "reliability": metrics.reliability(answers),
+        "roc": metrics.roc(answers),
     }
+
+
+def _some_images(dataset: DataSet, split: str) -> list[bytes]:
+    """As many as the largest batch that is timed."""
+    return [example.image for example in itertools.islice(datasets.read(dataset, split), max(latency.BATCHES))]
 
 
 def _class_names(model: SavedModel, dataset: DataSet, other_classes: bool) -> tuple[str, ...]:

@@ -6,22 +6,17 @@ challenger is to be promoted.
 """
 
 import dataclasses
-import json
-import logging
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from trainer import artifact, metrics
-from trainer.errors import DataError, UsageError
+from trainer import intervals, metrics
+from trainer.errors import UsageError
 from trainer.knobs import Factors, Knobs, knob, to_dict
 from trainer.paired import Pair, examples_that_decide, holm, p_value, rounded
-from trainer.predictions import Evaluation, open_evaluation
-
-logger = logging.getLogger(__name__)
+from trainer.predictions import Evaluation
 
 KIND = "verdict"
 FILE = "verdict.json"
@@ -68,70 +63,6 @@ class Comparison(NamedTuple):
     rules: Rules
 
 
-def run(
-    challenger: Path, champion: Path | None, output: Path, rules: Rules | None = None, *, clean: bool = False
-) -> dict[str, Any]:
-    """Compares two evaluations of the same examples, and returns what verdict.json holds.
-
-    Without a `champion`, the rules that need none decide.
-
-    Raises:
-      DataError: one is no whole evaluation, or the two are not of two models on the same examples.
-      UsageError: another thing is at `output`, and not `clean`.
-      StorageError: `output` cannot be written.
-    """
-    rules, output = rules or Rules(), Path(output)
-    found = compared(open_evaluation(challenger), open_evaluation(champion) if champion else None, rules)
-    subject = {
-        "challenger_digest": found.challenger.digest,
-        "champion_digest": found.champion.digest if found.champion else None,
-        "rules": to_dict(rules),
-    }
-    if not clean and artifact.there(output, KIND, subject):
-        logger.info("%s: already there", output)
-        return json.loads((output / FILE).read_text())
-    verdict = explained(found)
-    with artifact.building(output, {"kind": KIND, **subject, "verdict": verdict["verdict"]}, clean=clean) as directory:
-        (directory / FILE).write_text(json.dumps(verdict, indent=1, allow_nan=False) + "\n")
-    return verdict
-
-
-def compared(challenger: Evaluation, champion: Evaluation | None, rules: Rules) -> Comparison:
-    """The two side by side, example by example.
-
-    Raises:
-      DataError: they are of one model, of other examples, or name the classes of these otherwise.
-    """
-    if champion is None:
-        return Comparison(challenger, None, None, rules)
-    both = f"{challenger.directory} and {champion.directory}"
-    if challenger.measured["model_digest"] == champion.measured["model_digest"]:
-        raise DataError(f"{both}: are evaluations of the same model; there is nothing to compare")
-    for what in ("split", "split_digest", "n"):
-        mine, theirs = challenger.measured[what], champion.measured[what]
-        if mine != theirs:
-            raise DataError(f"{both}: the {what.replace('_', ' ')} differs, {mine} and {theirs}; evaluate both alike")
-    mine, theirs = (np.argsort(each.predictions.id, kind="stable") for each in (challenger, champion))
-    if (challenger.predictions.id[mine] != champion.predictions.id[theirs]).any():
-        raise DataError(f"{both}: the examples differ; evaluate both on the same data set")
-    labels = [
-        np.array(each.class_names)[each.predictions.label[order]]
-        for each, order in ((challenger, mine), (champion, theirs))
-    ]
-    if (differ := labels[0] != labels[1]).any():
-        first = int(differ.argmax())
-        names = " and ".join(repr(str(side[first])) for side in labels)
-        raise DataError(
-            f"{both}: the class names conflict, {names} of example {challenger.predictions.id[mine][first]}"
-        )
-    pair = Pair(
-        champion=champion.predictions.right[theirs],
-        challenger=challenger.predictions.right[mine],
-        label=challenger.predictions.label[mine],
-    )
-    return Comparison(challenger, champion, pair, rules)
-
-
 def decide(comparison: Comparison) -> tuple[str, list[tuple[str, Finding]]]:
     """The verdict on a comparison, and what each rule found."""
     findings = [(name, finding) for name, rule in RULES.items() for finding in rule(comparison)]
@@ -152,6 +83,7 @@ def explained(comparison: Comparison) -> dict[str, Any]:
         "findings": [{"rule": name, "passed": finding.passed, "said": finding.said} for name, finding in findings],
         "notes": notes,
         "difference": _difference(pair) if pair else None,
+        "classes": _classes(pair, challenger.class_names) if pair else [],
         "challenger": _side(challenger),
         "champion": _side(champion) if champion else None,
         **{name: challenger.measured[name] for name in ("data_digest", "split", "split_digest", "n")},
@@ -181,7 +113,7 @@ def keeps_what_was_right(comparison: Comparison) -> Iterator[Finding]:
     """The negative-flip rate (Yan et al. 2021) against its budget."""
     if comparison.pair is None:
         return
-    share = metrics.rate(comparison.pair.broken, len(comparison.pair.label))
+    share = intervals.rate(comparison.pair.broken, len(comparison.pair.label))
     budget = comparison.rules.negative_flips
     said = f"{share['value']:.4f} of the examples were right and are wrong now; at most {budget:g} may be"
     yield Finding(share["value"] <= budget, said)
@@ -192,17 +124,13 @@ def no_class_is_worse(comparison: Comparison) -> Iterator[Finding]:
     pair, rules = comparison.pair, comparison.rules
     if pair is None or not rules.class_regressions:
         return
-    names = comparison.challenger.class_names
-    classes = [(names[k], Pair(*(column[pair.label == k] for column in pair))) for k in np.unique(pair.label)]
-    p_values = holm([p_value(each.broken, each.fixed) for _, each in classes])
-    worse = [(p, name, each) for p, (name, each) in zip(p_values, classes, strict=True) if p <= rules.significance]
+    classes = _classes(pair, comparison.challenger.class_names)
+    worse = [each for each in classes if each["p_value"] <= rules.significance]
     if not worse:
         yield Finding(True, f"none of {len(classes)} classes is worse beyond chance")
-    for p, name, each in sorted(worse, key=lambda found: found[0])[:NAMED]:
-        said = (
-            f"class {name!r} is worse: {each.broken} broken and {each.fixed} fixed of {len(each.label)} (p = {p:.2g})"
-        )
-        yield Finding(False, said)
+    for each in sorted(worse, key=lambda found: found["p_value"])[:NAMED]:
+        counts = f"{each['broken']} broken and {each['fixed']} fixed of {each['n']}"
+        yield Finding(False, f"class {each['class']!r} is worse: {counts} (p = {each['p_value']:.2g})")
 
 
 def floors_hold(comparison: Comparison) -> Iterator[Finding]:
@@ -258,12 +186,23 @@ def _difference(pair: Pair) -> dict[str, Any]:
     """Of the accuracies, the challenger's less the champion's, with a paired bootstrap interval."""
     gain = pair.challenger.astype(np.float64) - pair.champion
     return {
-        "accuracy_top_1": metrics.bootstrapped(np.mean, gain),
+        "accuracy_top_1": intervals.bootstrapped(np.mean, gain),
         "fixed": pair.fixed,
         "broken": pair.broken,
         "p_value": p_value(pair.fixed, pair.broken),
-        "negative_flips": metrics.rate(pair.broken, len(gain)),
+        "negative_flips": intervals.rate(pair.broken, len(gain)),
     }
+
+
+def _classes(pair: Pair, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """What changed in each class that has examples; the p-value is of its being no worse, adjusted for their number."""
+    there = np.unique(pair.label)
+    pairs = [Pair(*(column[pair.label == k] for column in pair)) for k in there]
+    p_values = holm([p_value(each.broken, each.fixed) for each in pairs])
+    return [
+        {"class": class_names[k], "n": len(each.label), "fixed": each.fixed, "broken": each.broken, "p_value": p}
+        for k, each, p in zip(there, pairs, p_values, strict=True)
+    ]
 
 
 def _side(evaluation: Evaluation) -> dict[str, Any]:

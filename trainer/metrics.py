@@ -1,8 +1,8 @@
 """What a model's probabilities are worth: numbers, and how sure they are.
 
-A new metric is one function and one entry in METRICS.  A metric takes `labels` int [n] and
-`probabilities` float [n, K], n ≥ 1, and returns what goes into metrics.json under its name,
-or None where it means nothing for this many classes.
+A new metric is one function and one entry in METRICS.  A metric takes Answers to at least one
+example and returns what goes into metrics.json under its name, or None where it means nothing
+for this many classes.
 """
 
 import math
@@ -11,128 +11,84 @@ from typing import Any
 
 import numpy as np
 import sklearn.metrics
-from numpy.typing import NDArray
-from scipy import stats
 
-Array = NDArray[Any]
-Number = dict[str, Any]
+from trainer.answers import Answers
+from trainer.intervals import Array, Number, bootstrapped, number, rate
 
-CONFIDENCE = 0.95
-RESAMPLES = 1000
-MOST_DRAWN = 500_000  # examples times classes; above it, the areas have no interval: it would take minutes
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 BINS = 15  # of confidence, as in Guo et al. (2017)
+CURVE_POINTS = 100
+CURVE_PAIRS = 5_000_000  # of an example and a class; of more, every so many examples count for the curve
 
 
-def rate(successes: int, n: int) -> Number:
-    """A share of `n` examples with its Wilson score interval (Wilson 1927)."""
-    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return {"value": successes / n, "low": float(interval.low), "high": float(interval.high), "n": n}
-
-
-def bootstrapped(statistic: Callable[..., float], *columns: Array) -> Number:
-    """A statistic of examples with its percentile bootstrap interval (Efron 1979), always drawn from one seed.
-
-    `columns` hold a value an example each; one example has no interval: None.
-    """
-    n = len(columns[0])
-    number = {"value": float(statistic(*columns)), "low": None, "high": None, "n": n}
-    if n == 1:
-        return number
-    found = stats.bootstrap(
-        columns,
-        statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=RESAMPLES,
-        batch=max(1, 1_000_000 // n),  # resamples in memory at a time
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    interval = found.confidence_interval
-    return {**number, "low": float(interval.low), "high": float(interval.high)}
-
-
-def accuracy_top_1(labels: Array, probabilities: Array) -> Number:
+def accuracy_top_1(answers: Answers) -> Number:
     """The share of examples whose most probable class is the right one."""
-    right = sklearn.metrics.accuracy_score(labels, probabilities.argmax(axis=1), normalize=False)
-    return rate(int(right), len(labels))
+    return rate(answers.right.sum(), answers.n)
 
 
-def accuracy_top_5(labels: Array, probabilities: Array) -> Number | None:
+def accuracy_top_5(answers: Answers) -> Number | None:
     """The share of examples whose right class is among the five most probable.
 
     With five classes or fewer it says nothing: None.
     """
-    classes = probabilities.shape[1]
-    if classes <= 5:
+    if answers.classes <= 5:
         return None
-    right = sklearn.metrics.top_k_accuracy_score(labels, probabilities, k=5, normalize=False, labels=range(classes))
-    return rate(int(right), len(labels))
+    right = sklearn.metrics.top_k_accuracy_score(
+        answers.labels, answers.probabilities, k=5, normalize=False, labels=range(answers.classes)
+    )
+    return rate(int(right), answers.n)
 
 
-def log_loss(labels: Array, probabilities: Array) -> Number:
+def log_loss(answers: Answers) -> Number:
     """The mean of −ln(probability of the right class), in nats.
 
     A probability below float32's 1.2e-7 counts as that, or one example could make the mean infinite.
     """
-    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    right = answers.probabilities[np.arange(answers.n), answers.labels].astype(np.float64)
     return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)))
 
 
-def brier_score(labels: Array, probabilities: Array) -> Number:
+def brier_score(answers: Answers) -> Number:
     """The mean squared distance of the probabilities from what is true, 0 to 2 (Brier 1950)."""
-    distances = probabilities.astype(np.float64)
-    distances[np.arange(len(labels)), labels] -= 1.0
+    distances = answers.probabilities.astype(np.float64)
+    distances[np.arange(answers.n), answers.labels] -= 1.0
     return bootstrapped(np.mean, (distances**2).sum(axis=1))
 
 
-def expected_calibration_error(labels: Array, probabilities: Array) -> Number:
+def expected_calibration_error(answers: Answers) -> Number:
     """How far the confidence of an answer is from how often such answers are right, in the mean (Guo et al. 2017)."""
 
     def error(confidence: Array, right: Array) -> float:
         return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
 
-    return bootstrapped(error, *_answers(labels, probabilities))
+    return bootstrapped(error, answers.confidence, answers.right.astype(np.float64))
 
 
-def macro_auc(labels: Array, probabilities: Array) -> Number | None:
+def macro_auc(answers: Answers) -> Number | None:
     """The mean area under the ROC curve of each class against the others, of the classes that have examples."""
-    areas = {k: area for k, area in enumerate(class_areas(labels, probabilities)) if area is not None}
-    if not areas:
+    classes = int(np.isfinite(answers.areas).sum())
+    if not classes:
         return None
-    n = len(labels)
-    number: Number = {"low": None, "high": None, "n": n}
-    if n * len(areas) <= MOST_DRAWN:
-        ranked = [(labels == k, probabilities[:, k].argsort(kind="stable"), probabilities[:, k]) for k in areas]
-
-        # Which classes have an example of their own and one of another may change as examples are drawn.
-        def mean(drawn: Array) -> float:
-            weights = np.bincount(drawn, minlength=n)
-            found = [_area(weights, *each) for each in ranked]
-            return float(np.nanmean(found)) if not np.isnan(found).all() else 0.5
-
-        number = bootstrapped(mean, np.arange(n))
-    return {**number, "value": float(np.mean(list(areas.values()))), "classes": len(areas)}
+    drawn = answers.drawn_areas
+    return {**number(np.nanmean(answers.areas), answers.n, _mean(drawn)), "classes": classes}
 
 
-def macro_precision(labels: Array, probabilities: Array) -> Number:
+def macro_precision(answers: Answers) -> Number:
     """The mean precision of the classes that have examples."""
-    return _macro(labels, probabilities, lambda right, support, predicted: right / np.maximum(predicted, 1))
+    return _macro(answers, lambda right, support, predicted: right / np.maximum(predicted, 1))
 
 
-def macro_recall(labels: Array, probabilities: Array) -> Number:
+def macro_recall(answers: Answers) -> Number:
     """The mean recall of the classes that have examples."""
-    return _macro(labels, probabilities, lambda right, support, predicted: right / support)
+    return _macro(answers, lambda right, support, predicted: right / np.maximum(support, 1))
 
 
-def macro_f1(labels: Array, probabilities: Array) -> Number:
+def macro_f1(answers: Answers) -> Number:
     """The mean F1 of the classes that have examples."""
-    return _macro(labels, probabilities, lambda right, support, predicted: 2 * right / (support + predicted))
+    return _macro(answers, _f1)
 
 
-METRICS: dict[str, Callable[[Array, Array], Number | None]] = {
+METRICS: dict[str, Callable[[Answers], Number | None]] = {
     "accuracy_top_1": accuracy_top_1,
     "accuracy_top_5": accuracy_top_5,
     "log_loss": log_loss,
@@ -148,90 +104,102 @@ METRICS: dict[str, Callable[[Array, Array], Number | None]] = {
 LOWER_IS_BETTER = frozenset({"log_loss", "brier_score", "expected_calibration_error"})
 
 
-def headline(labels: Array, probabilities: Array) -> dict[str, Number]:
+def headline(answers: Answers) -> dict[str, Number]:
     """Every metric of METRICS that means something here, by name."""
-    numbers = {name: metric(labels, probabilities) for name, metric in METRICS.items()}
+    numbers = {name: metric(answers) for name, metric in METRICS.items()}
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def per_class(labels: Array, probabilities: Array, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1, area under the ROC curve and support of each class, in the order of `class_names`.
+def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and area under the ROC curve of each class, in the order of `class_names`.
 
-    A number that does not exist is None: all of a class without an example, the precision
-    of a class that was never predicted, the area where no example is of another class.
+    `support` is how many examples it has.  A number that does not exist is None: all of a class
+    without an example, the precision of a class that was never predicted, the area where no
+    example is of another class.
     """
-    classes = range(len(class_names))
-    columns = sklearn.metrics.precision_recall_fscore_support(
-        labels, probabilities.argmax(axis=1), labels=classes, zero_division=np.nan
-    )
-    areas = class_areas(labels, probabilities)
+    scores = None if answers.drawn_counts is None else _f1(*answers.drawn_counts)
+    areas = answers.drawn_areas
     rows = []
-    for name, precision, recall, f1, support, area in zip(class_names, *columns, areas, strict=True):
-        numbers = {"precision": precision, "recall": recall, "f1": f1}
-        known = {key: float(v) if support and np.isfinite(v) else None for key, v in numbers.items()}
-        rows.append({"class": name, "support": int(support), **known, "auc": area})
+    for k, (name, (right, support, predicted)) in enumerate(zip(class_names, answers.counts().T, strict=True)):
+        row: dict[str, Any] = {"class": name, "support": int(support)} | dict.fromkeys(PER_CLASS)
+        if support:
+            row["precision"] = rate(right, predicted) if predicted else None
+            row["recall"] = rate(right, support)
+            # One example is always itself: an interval of its draws would be a point.
+            drawn = scores[k] if scores is not None and support > 1 else None
+            row["f1"] = number(_f1(right, support, predicted), support, drawn)
+        if np.isfinite(answers.areas[k]):
+            drawn = areas[k] if areas is not None and support > 1 else None
+            row["auc"] = number(answers.areas[k], answers.n, drawn)
+        rows.append(row)
     return rows
 
 
-def class_areas(labels: Array, probabilities: Array) -> list[float | None]:
-    """The area under the ROC curve of each class against all others; None without examples of both."""
-    found = [(labels == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
-    return [
-        float(sklearn.metrics.roc_auc_score(own, column)) if 0 < own.sum() < len(own) else None for own, column in found
-    ]
+PER_CLASS = ("precision", "recall", "f1", "auc")
 
 
-def reliability(labels: Array, probabilities: Array) -> list[dict[str, Any]]:
+def roc(answers: Answers) -> dict[str, list[float]] | None:
+    """The ROC curve over all pairs of an example and a class (the micro-average), CURVE_POINTS of it.
+
+    None where every example is of the only class there is.
+    """
+    every = slice(None, None, 1 + (answers.n * answers.classes - 1) // CURVE_PAIRS)
+    labels, scores = answers.labels[every], answers.probabilities[every]
+    own = labels[:, None] == np.arange(answers.classes)
+    if own.all() or not own.any():
+        return None
+    curve = np.stack(sklearn.metrics.roc_curve(own.ravel(), scores.ravel()))
+    # As the curve is long, not as its points lie: most of them are in one corner.
+    length = np.append(0.0, np.cumsum(np.abs(np.diff(curve[:2])).sum(axis=0)))
+    picked = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], CURVE_POINTS)))
+    names = ("false_positive_rate", "true_positive_rate", "threshold")
+    # The first threshold is above all probabilities: infinity, which JSON has not.
+    return dict(zip(names, np.minimum(curve[:, picked], 1.0).round(6).tolist(), strict=True))
+
+
+def reliability(answers: Answers) -> list[dict[str, Any]]:
     """How often answers of about the same confidence are right, by bins of it; those without an answer left out.
 
     An entry holds the mean `confidence`, and the `accuracy` with its Wilson interval.
     """
-    confidence, right = _answers(labels, probabilities)
-    bins = _bins(confidence)
+    bins = _bins(answers.confidence)
     return [
-        {"confidence": float(confidence[bins == k].mean()), "accuracy": rate(int(right[bins == k].sum()), int(n))}
+        {
+            "confidence": float(answers.confidence[bins == k].mean()),
+            "accuracy": rate(answers.right[bins == k].sum(), n),
+        }
         for k, n in enumerate(np.bincount(bins))
         if n
     ]
 
 
-def confusion_matrix(labels: Array, probabilities: Array) -> list[list[int]]:
+def confusion_matrix(answers: Answers) -> list[list[int]]:
     """Counts of examples [K, K]: a row is the true class, a column the predicted one."""
-    classes = range(probabilities.shape[1])
-    return sklearn.metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes).tolist()
-
-
-def _answers(labels: Array, probabilities: Array) -> tuple[Array, Array]:
-    """How sure each answer is, and whether it is right, float64 [n] each."""
-    right = probabilities.argmax(axis=1) == labels
-    return probabilities.max(axis=1).astype(np.float64), right.astype(np.float64)
+    classes = range(answers.classes)
+    return sklearn.metrics.confusion_matrix(answers.labels, answers.predicted, labels=classes).tolist()
 
 
 def _bins(confidence: Array) -> Array:
     return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
-def _area(weights: Array, own: Array, order: Array, column: Array) -> float:
-    """The area under the ROC curve, each example counting `weights` times; NaN without examples of both kinds."""
-    ordered = column[order]
-    own_weights, others = (weights * own)[order], (weights * ~own)[order]
-    # Examples of the same probability count half against each other.
-    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    mine, theirs = np.add.reduceat(own_weights, first), np.add.reduceat(others, first)
-    below = np.cumsum(theirs) - theirs
-    pairs = own_weights.sum() * others.sum()
-    return float((mine * (below + theirs / 2)).sum() / pairs) if pairs else math.nan
+def _f1(right: Any, support: Any, predicted: Any) -> Any:
+    return 2 * right / np.maximum(support + predicted, 1)
 
 
-def _macro(labels: Array, probabilities: Array, score: Callable[[Array, Array, Array], Array]) -> Number:
-    classes = probabilities.shape[1]
+def _macro(answers: Answers, score: Callable[..., Array]) -> Number:
+    """The mean of a score of the three counts over the classes that have examples, also in each draw."""
+    counts, drawn = answers.counts(), answers.drawn_counts
+    there = counts[1] > 0
+    mean = float(score(*counts)[there].mean())
+    spread = None if drawn is None else _mean(np.where(drawn[1] > 0, score(*drawn), math.nan))
+    return {**number(mean, answers.n, spread), "classes": int(there.sum())}
 
-    # Counts rather than scikit-learn's scores: the bootstrap asks a thousand times.
-    def mean(labels: Array, predicted: Array) -> float:
-        support = np.bincount(labels, minlength=classes)
-        right = np.bincount(labels[labels == predicted], minlength=classes)
-        there = support > 0
-        return float(score(right[there], support[there], np.bincount(predicted, minlength=classes)[there]).mean())
 
-    number = bootstrapped(mean, np.asarray(labels), probabilities.argmax(axis=1))
-    return {**number, "classes": len(np.unique(labels))}
+def _mean(drawn: Array | None) -> Array | None:
+    """Of [K, draws] the mean over the classes, leaving NaN out; NaN where nothing is left."""
+    if drawn is None:
+        return None
+    there = np.isfinite(drawn)
+    counts = there.sum(axis=0)
+    return np.where(counts > 0, np.where(there, drawn, 0.0).sum(axis=0) / np.maximum(counts, 1), math.nan)

@@ -121,6 +121,18 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "reliability")
 
 
+def roc(curve: Mapping[str, Sequence[float]]) -> str:
+    """The share of right answers that are found, over that of wrong ones that are taken for right."""
+    with _style("roc"):
+        figure = Figure(figsize=(380 / 72, 340 / 72), dpi=72, layout="constrained")
+        axes = figure.add_subplot(xlabel="false positive rate", ylabel="true positive rate")
+        axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], color=FIRST, linewidth=1.8)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.grid(color=INK, alpha=0.12, linewidth=0.8)
+        return _svg(figure, "roc")
+
+
 def rate_curve(
     rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, proposal: float | None, *, title: str, software: str
 ) -> bytes:

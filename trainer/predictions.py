@@ -16,6 +16,7 @@ KIND = "evaluation"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.npz"
 REPORT_FILE = "report.html"
+LATENCY_FILE = "latency.json"
 NEEDED = ("model_digest", "model_bytes", "data_digest", "split", "split_digest", "n", "class_names", "unknown_classes")
 
 
@@ -40,19 +41,27 @@ class Predictions:
         """Writes an .npz with one array a field; the same predictions give the same bytes."""
         np.savez_compressed(file, **dataclasses.asdict(self))
 
-    def confident_mistakes(self, limit: int) -> list[int]:
-        """Positions of at most `limit` wrong answers, the most confident first."""
-        answer = self.probabilities.argmax(axis=1)
-        wrong = np.flatnonzero(~self.right)
-        order = np.argsort(-self.probabilities[wrong, answer[wrong]], kind="stable")
-        return [int(position) for position in wrong[order][:limit]]
+    def confident(self, which: NDArray[np.bool_], limit: int) -> list[int]:
+        """Positions of at most `limit` of the examples at `which`, bool [n], the most confident answers first."""
+        positions = np.flatnonzero(which)
+        order = np.argsort(-self.probabilities[positions].max(axis=1, initial=0.0), kind="stable")
+        return [int(position) for position in positions[order][:limit]]
+
+    def named(self, position: int) -> str:
+        """What an example is called, or its id."""
+        return str(self.name[position]) or str(self.id[position])
+
+    def by_id(self) -> "Predictions":
+        """The same in the order of the ids, in which those of two models stand side by side."""
+        order = np.argsort(self.id, kind="stable")
+        return Predictions(**{name: column[order] for name, column in vars(self).items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """An evaluation whose files are what its manifest says.
 
-    `digest` is the sha256 of the manifest, `measured` what metrics.json holds.
+    `digest` is one of what repeats, numbers and predictions; `measured` is what metrics.json holds.
     """
 
     directory: Path
@@ -73,8 +82,8 @@ def open_evaluation(directory: Path) -> Evaluation:
       DataError: no evaluation there, not complete, or a file differs or is not what it should be; names it.
     """
     directory = Path(directory)
-    artifact.verify(directory, KIND)
-    digest = artifact.file_sha256(directory / artifact.MANIFEST)
+    files = artifact.verify(directory, KIND)["files"]
+    digest = artifact.sha256("".join(str(files.get(file)) for file in (METRICS_FILE, PREDICTIONS_FILE)).encode())
     try:
         measured = json.loads((directory / METRICS_FILE).read_text())
         with np.load(directory / PREDICTIONS_FILE, allow_pickle=False) as stored:

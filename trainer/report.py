@@ -1,72 +1,23 @@
 """One HTML file that shows a person what an evaluation found: no script, nothing from outside."""
 
-import base64
 import dataclasses
-import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import markupsafe
-from PIL import Image
 
-from trainer import metrics, plots
+from trainer import metrics, plots, slices
 from trainer.config import Config
-from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
+from trainer.gallery import Mistake
 from trainer.knobs import of_json, shown
-from trainer.predictions import Predictions
 from trainer.saved_model import SavedModel
 
 MISTAKES = 24
-LARGEST_PICTURE = 192  # pixels a side; 24 of them in colour stay within 3 MiB
-PIXEL_ART = 64  # up to this many pixels a side, a browser must not smooth what it enlarges
 CONFUSIONS = 10
 EVENTS = 40
-
-
-class Picture(NamedTuple):
-    """An image as a data URI, and whether it is so small that its pixels are to be seen."""
-
-    uri: str
-    small: bool
-
-
-class Mistake(NamedTuple):
-    """A wrong answer: the example's name (or id), and the probabilities of the answer and of the right class."""
-
-    name: str
-    true: str
-    predicted: str
-    probability: float
-    of_true: float
-    picture: Picture
-
-
-def worst_mistakes(predictions: Predictions, class_names: Sequence[str], dataset: DataSet, split: str) -> list[Mistake]:
-    """The most confident wrong answers with their pictures, at most MISTAKES."""
-    wanted = predictions.confident_mistakes(MISTAKES)
-    pictures: dict[int, Picture] = {}
-    for position, example in enumerate(datasets.read(dataset, split)):
-        if len(pictures) == len(wanted):
-            break
-        if position in wanted:
-            pictures[position] = _picture(example.image)
-    found = []
-    for position in wanted:
-        row, label = predictions.probabilities[position], predictions.label[position]
-        answer = int(row.argmax())
-        mistake = Mistake(
-            name=str(predictions.name[position]) or str(predictions.id[position]),
-            true=class_names[label],
-            predicted=class_names[answer],
-            probability=float(row[answer]),
-            of_true=float(row[label]),
-            picture=pictures[position],
-        )
-        found.append(mistake)
-    return found
 
 
 def render(
@@ -74,22 +25,20 @@ def render(
     model: SavedModel,
     dataset: DataSet,
     mistakes: Sequence[Mistake],
+    *,
     happened: Sequence[Mapping[str, Any]] = (),
+    took: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The page for what metrics.json holds, with the events of the run; the same inputs give the same bytes."""
-    loader = jinja2.PackageLoader("trainer")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = _number
-    environment.filters["interval"] = _interval
-    environment.filters["breakable"] = _breakable
+    """The page for what metrics.json holds, with the events of the run and what an answer `took`.
+
+    The same inputs give the same bytes.
+    """
     history = plots.read_history(model.directory / "history.csv")
     curves = [
         plots.learning_curve("loss", history, "loss", "eval_loss"),
         plots.learning_curve("accuracy", history, "training_accuracy_top_1", "accuracy_top_1"),
     ]
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         measured=measured,
         model=model,
         dataset=dataset,
@@ -97,25 +46,33 @@ def render(
         wrong=measured["n"] - sum(row[k] for k, row in enumerate(measured["confusion_matrix"])),
         notes=_notes(measured, model, dataset),
         numbers=_numbers(measured),
+        took=took,
         curves=[markupsafe.Markup(curve) for curve in curves if curve],
         reliability=markupsafe.Markup(plots.reliability(measured["reliability"])),
+        roc=markupsafe.Markup(plots.roc(measured["roc"])) if measured["roc"] else "",
         matrix=markupsafe.Markup(plots.confusion_matrix(measured["confusion_matrix"], measured["class_names"])),
         confusions=_confusions(measured),
         class_rows=_classes(measured),
+        slices=_slices(measured),
         checks=[_check(check) for check in dataset.manifest.get("checks", [])],
         config=_config(model),
         **_events(happened),
     )
 
 
-def _picture(image: bytes) -> Picture:
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("L" if opened.mode == "L" else "RGB")
-    small = max(picture.size) <= PIXEL_ART
-    picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True, icc_profile=None)
-    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), small)
+def template(name: str) -> jinja2.Template:
+    """A template of ours, with the filters that all of them use."""
+    loader = jinja2.PackageLoader("trainer")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"number": _number, "interval": _interval, "breakable": _breakable, "called": called}
+    return environment.get_template(name)
+
+
+def called(metric: str) -> str:
+    """A metric's name as words."""
+    return metric.replace("_", " ").replace("f1", "F1").replace("auc", "AUC")
 
 
 def _numbers(measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,7 +82,7 @@ def _numbers(measured: dict[str, Any]) -> list[dict[str, Any]]:
             meaning = (metric.__doc__ or "").split("\n")[0]
             found.append(
                 {
-                    "name": name.replace("_", " ").replace("f1", "F1").replace("auc", "AUC"),
+                    "name": called(name),
                     "meaning": meaning,
                     **measured[name],
                 }
@@ -166,8 +123,13 @@ def _classes(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[
     rows = measured["per_class"]
     if len(rows) <= plots.NUMBERED_CLASSES:
         return rows, []
-    rows = sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"])
+    rows = sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"]["value"])
     return rows[: plots.NUMBERED_CLASSES], rows[plots.NUMBERED_CLASSES :]
+
+
+def _slices(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """The slices but the classes, which have a table of their own, and whether each is worse than the others."""
+    return [{**each, "worse": slices.is_worse(each)} for each in measured["slices"] if each["column"] != "class"]
 
 
 def _check(check: dict[str, Any]) -> tuple[str, str]:

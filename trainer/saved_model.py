@@ -21,6 +21,7 @@ BATCH_IMAGES = 256
 BATCH_PIXELS = 2**22  # 48 MiB of float32 colour, and as much for each wide layer
 
 Item = TypeVar("Item")
+Classify = Callable[[Sequence[bytes]], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def open_model(directory: Path) -> SavedModel:
     return SavedModel(directory, manifest, digest, names, (height, width, channels))
 
 
-def load(model: SavedModel) -> Callable[[Sequence[bytes]], NDArray[np.float32]]:
+def load(model: SavedModel) -> Classify:
     """The function that gives float32 probabilities [n, K] for n encoded images (JPEG or PNG).
 
     Raises:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer import artifact, evaluate
-from trainer.predictions import KIND, METRICS_FILE, PREDICTIONS_FILE, Predictions
+from trainer.predictions import KIND, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, Predictions
+from trainer.verdict_report import PLACE
 
 NAMES = ("cat", "dog", "emu")
 LABELS = np.arange(300) % 3
@@ -42,6 +43,7 @@ def write_evaluation(
     with artifact.building(directory, {"kind": KIND}) as place:
         (place / METRICS_FILE).write_text(json.dumps(measured))
         found.save(place / PREDICTIONS_FILE)
+        (place / REPORT_FILE).write_text(f"<body>{PLACE}</body>")
     return directory
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import artifact, evaluate, gate, saved_model
+from trainer import artifact, compare, evaluate, gate, saved_model
 from trainer.data import dataset as datasets
 from trainer.data import prepare
 from trainer.errors import DataError, UsageError
+from trainer.predictions import open_evaluation
 
 CLASSES = ["dark", "grey", "light"]
 LEVELS = [0.2, 0.5, 0.8]
@@ -82,8 +83,10 @@ def test_the_numbers_are_those_of_the_images(evaluation):
     ]
     assert measured["log_loss"]["value"] == pytest.approx(sum(losses) / 10, rel=1e-4)
     dark = measured["per_class"][0]
-    assert dark.pop("auc") == pytest.approx((6 + 6 + 5.5 + 2) / 24)  # a light image is as dark as one of them
-    assert dark == {"class": "dark", "support": 4, "precision": 0.75, "recall": 0.75, "f1": 0.75}
+    # A light image is as dark as one of them.
+    assert dark["auc"]["value"] == pytest.approx((6 + 6 + 5.5 + 2) / 24)
+    assert [dark[name]["value"] for name in ("precision", "recall", "f1")] == [0.75, 0.75, 0.75]
+    assert (dark["class"], dark["support"]) == ("dark", 4)
 
 
 def test_the_predictions_are_in_the_data_sets_order(evaluation, data):
@@ -113,7 +116,7 @@ def test_the_manifest_says_what_a_gate_must_know(evaluation, model, data):
     assert manifest["split_digest"] == dataset.manifest["splits"]["test"]["digest"]
     assert (manifest["split"], manifest["n"], manifest["class_names"]) == ("test", 10, CLASSES)
     assert manifest["metrics"]["accuracy_top_1"] == measured["accuracy_top_1"]
-    assert set(manifest["files"]) == {"metrics.json", "predictions.npz", "report.html"}
+    assert set(manifest["files"]) == {"metrics.json", "predictions.npz", "report.html", "latency.json"}
 
 
 def test_a_fresh_process_without_training_code_gives_the_same_bytes(evaluation, model, data, tmp_path):
@@ -124,8 +127,10 @@ def test_a_fresh_process_without_training_code_gives_the_same_bytes(evaluation, 
     command = [sys.executable, "-c", call, model, data, tmp_path / "again"]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert loaded == "[]"
-    for name in ("metrics.json", "predictions.npz", "report.html", "manifest.json"):
+    for name in ("metrics.json", "predictions.npz"):
         assert (tmp_path / "again" / name).read_bytes() == (evaluation / name).read_bytes(), name
+    # What an answer took is another time each time.
+    assert open_evaluation(tmp_path / "again").digest == open_evaluation(evaluation).digest
 
 
 def test_what_is_already_there_is_said_and_kept(evaluation, model, data, caplog):
@@ -195,7 +200,7 @@ def test_other_classes_may_be_taken_and_what_the_model_does_not_know_is_wrong(mo
     assert measured["accuracy_top_1"]["value"] == 0.6
     assert "The model does not know light: their examples count as wrong." in (tmp_path / "out/report.html").read_text()
     evaluate.run(model, data, tmp_path / "new")
-    found = gate.run(tmp_path / "new", tmp_path / "out", tmp_path / "verdict", gate.Rules(significance=0.5))
+    found = compare.run(tmp_path / "new", tmp_path / "out", tmp_path / "verdict", gate.Rules(significance=0.5))
     assert found["difference"]["fixed"] == 2
     assert found["sentence"].endswith("the champion does not know class 'light', whose 3 examples count as wrong")
     strange = brightness_model.write(tmp_path / "strange", ["a", "b", "c"], LEVELS)

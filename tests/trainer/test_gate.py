@@ -9,7 +9,7 @@ import pytest
 from tests.benchmarks.gate_power import promoted
 from tests.trainer.made import LABELS, answers
 from tests.trainer.made import write_evaluation as write
-from trainer import artifact, gate
+from trainer import artifact, compare
 from trainer.errors import DataError, UsageError
 from trainer.gate import Rules
 from trainer.knobs import override
@@ -22,7 +22,7 @@ def champion(tmp_path: Path) -> Path:
 
 
 def verdict(challenger: Path, champion: Path | None, tmp_path: Path, *rules: str) -> dict:
-    return gate.run(challenger, champion, tmp_path / "verdict", override(Rules(), rules), clean=True)
+    return compare.run(challenger, champion, tmp_path / "verdict", override(Rules(), rules), clean=True)
 
 
 def test_one_that_is_better_beyond_chance_is_promoted_with_its_reasons(champion: Path, tmp_path: Path):
@@ -161,10 +161,10 @@ def test_a_rule_that_does_not_exist_is_refused_by_name(rule: str):
 
 def test_a_verdict_that_is_there_is_kept_and_another_refused(champion: Path, tmp_path: Path):
     better = write(tmp_path / "better", answers(LABELS, []))
-    first = gate.run(better, champion, tmp_path / "verdict")
-    assert gate.run(better, champion, tmp_path / "verdict") == first
+    first = compare.run(better, champion, tmp_path / "verdict")
+    assert compare.run(better, champion, tmp_path / "verdict") == first
     with pytest.raises(UsageError, match="the verdict there is of another rules"):
-        gate.run(better, champion, tmp_path / "verdict", Rules(significance=0.01))
+        compare.run(better, champion, tmp_path / "verdict", Rules(significance=0.01))
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.8])

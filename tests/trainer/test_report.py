@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import evaluate, events, plots, report, saved_model
+from trainer import evaluate, events, gallery, plots, report, saved_model, verdict_report
 from trainer.data import dataset as datasets
 from trainer.data import prepare
 
@@ -79,7 +79,7 @@ def test_it_refers_to_nothing_outside_and_runs_nothing(page):
     assert not tags & {"script", "link", "iframe", "object", "embed", "base"}
     for tag, attributes in page.elements:
         for name in attributes.keys() & {"src", "href", "xlink:href", "srcset", "action"}:
-            assert attributes[name].startswith(("data:image/png;base64,", "#")), (tag, name)
+            assert attributes[name].startswith(("data:image/png;base64,", "data:image/jpeg;base64,", "#")), (tag, name)
         assert not [name for name in attributes if name.startswith("on")], tag
     for reference in re.findall(r"url\(([^)]*)\)|@import", str(page.elements)):
         assert reference.startswith("#")
@@ -115,7 +115,7 @@ def test_checkpoints_that_follow_one_another_are_one_line_and_the_last_events_ar
         happened.append({"time": "2026-01-01T00:00:00Z", "event": "start", "step": 10 * run})
         for step in range(10 * run + 1, 10 * run + 10):
             happened.append({"time": "2026-01-01T00:00:01Z", "event": "checkpoint", "step": step, "seconds": 0.5})
-    page = Page(report.render(measured, saved_model.open_model(model), data, [], happened))
+    page = Page(report.render(measured, saved_model.open_model(model), data, [], happened=happened))
     assert "The first 20 events are left out" in page.text
     assert "step 90 " not in page.text
     assert re.search(r"start\s*step 100\s.*9 checkpoints\s*step 101 to 109; seconds 4\.5\s", page.text, re.S)
@@ -127,7 +127,7 @@ def test_ids_are_unique(page):
 
 
 def test_it_holds_the_curves_the_config_the_data_and_every_digest(page, evaluation):
-    assert {a["aria-label"] for t, a in page.elements if t == "svg"} == {"loss", "accuracy", "confusion", "reliability"}
+    assert {a["aria-label"] for t, a in page.elements if t == "svg"} == {"loss", "accuracy", "confusion", "reliability", "roc"}
     for wanted in ("weight_decay", "2026-01-01T00:00:00Z", "300 × 200, colour", "1" * 64, "2" * 64):
         assert wanted in page.text
     data = datasets.open_dataset(evaluation.parent / "data")
@@ -171,8 +171,8 @@ def test_a_learning_curve_leaves_out_what_was_not_measured(tmp_path):
 
 def test_a_large_photograph_is_small_in_the_report():
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1000, 3)).astype(np.uint8)
-    picture = report._picture(_png(noise))
-    assert len(picture.uri) < 4_800_000 / report.MISTAKES
+    picture = gallery.picture(_png(noise))
+    assert len(picture.uri) < 4_000_000 / (report.MISTAKES + 2 * verdict_report.FLIPS)
     assert not picture.small
 
 

@@ -101,6 +101,7 @@ def manifest_of(inspected: Inspected, layout: records.Layout) -> dict[str, Any]:
         "splits": splits,
         "digest": hashlib.sha256(together.encode()).hexdigest(),
         "features": layout.features,
+        "columns": layout.columns,
         "linked": layout.linked,
         "checks": [*_checks(seen, layout), _missing_splits(splits), *layout.notes],
     }

@@ -44,13 +44,15 @@ class Example(NamedTuple):
     """One image, encoded as JPEG or PNG, with the position of its class in `class_names`.
 
     id is drawn from the image's bytes: 16 hexadecimal digits, with -1, -2 … where they repeat
-    in a split.  name is where it came from (the path in a folder), "" if unknown.
+    in a split.  name is where it came from (the path in a folder), "" if unknown; columns are
+    the other single values that the data set holds of it.
     """
 
     id: str
     name: str
     image: bytes
     label: int
+    columns: dict[str, str | float]
 
 
 def open_dataset(directory: Path, *, with_files: bool = True) -> DataSet:
@@ -94,7 +96,8 @@ def read(dataset: DataSet, split: str) -> Iterator[Example]:
     if split not in dataset.splits:
         raise DataError(f"{dataset.directory}: no split '{split}'; there are {', '.join(dataset.splits)}")
     shards = [records.Shard(*shard) for shard in dataset.manifest["splits"][split]["shards"]]
-    return _identified(records.read(dataset.directory, shards, dataset.manifest["features"]))
+    features, columns = dataset.manifest["features"], dataset.manifest.get("columns")
+    return _identified(records.read(dataset.directory, shards, features, columns))
 
 
 def _identified(stored: Iterator[records.Record]) -> Iterator[Example]:
@@ -103,4 +106,5 @@ def _identified(stored: Iterator[records.Record]) -> Iterator[Example]:
         identity = hashlib.sha256(record.image).hexdigest()[:16]
         repeat = seen[identity]
         seen[identity] += 1
-        yield Example(f"{identity}-{repeat}" if repeat else identity, record.name, record.image, record.label)
+        number = f"-{repeat}" if repeat else ""
+        yield Example(identity + number, record.name, record.image, record.label, record.columns)

@@ -26,11 +26,12 @@ class Shard(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a shard holds of an example: encoded image, label, and where it came from ("": unknown)."""
+    """What a shard holds of an example: encoded image, label, where it came from ("": unknown), and other values."""
 
     image: bytes
     label: int
     name: str
+    columns: dict[str, str | float]
 
 
 class Item(NamedTuple):
@@ -48,7 +49,8 @@ class Layout:
 
     `origin` is what an error says before the name of an example: where the examples are from.
     `features` says under which name a record holds "image", "label" and "name" ("" where it
-    has none).  `name` is that of the TFDS builder to write metadata for; "" if it is there.
+    has none); `columns` are the other single values of a record, those of a class with its
+    names, else without.  `name` is that of the TFDS builder to write metadata for; "" if it is there.
     `channels` is what the metadata say, None where they leave it open.  `notes` are checks
     that the source made itself.
     """
@@ -59,6 +61,7 @@ class Layout:
     features: dict[str, str] = dataclasses.field(
         default_factory=lambda: {"image": "image", "label": "label", "name": "name"}
     )
+    columns: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     name: str = ""
     channels: int | None = None
     linked: bool = False
@@ -69,8 +72,13 @@ class Layout:
         return sum(shard.examples for shards in self.shards.values() for shard in shards)
 
 
-def read(directory: Path, shards: Iterable[Shard], features: Mapping[str, str]) -> Iterator[Record]:
-    """The records of some shards, in stored order.
+def read(
+    directory: Path,
+    shards: Iterable[Shard],
+    features: Mapping[str, str],
+    columns: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[Record]:
+    """The records of some shards, in stored order; `features` and `columns` as in Layout.
 
     Raises:
       DataError: a shard is missing, damaged or has another number of records; names the file.
@@ -79,7 +87,7 @@ def read(directory: Path, shards: Iterable[Shard], features: Mapping[str, str]) 
         file = directory / shard.file
         count = 0
         for serialized in _serialized(file, shard.examples):
-            yield parsed(serialized, features, f"{file}, record {count}")
+            yield parsed(serialized, features, f"{file}, record {count}", columns)
             count += 1
         if count != shard.examples:
             raise DataError(f"{file}: holds {count} records, not {shard.examples}; it was cut short or changed")
@@ -221,7 +229,9 @@ def _serialized(file: Path, examples: int) -> Iterator[bytes]:
         raise DataError(f"{file}: damaged: {error.message.splitlines()[0]}") from None
 
 
-def parsed(serialized: bytes, features: Mapping[str, str], where: str) -> Record:
+def parsed(
+    serialized: bytes, features: Mapping[str, str], where: str, columns: Mapping[str, Sequence[str]] | None = None
+) -> Record:
     """The record that a shard holds as `serialized`.
 
     Raises:
@@ -237,4 +247,17 @@ def parsed(serialized: bytes, features: Mapping[str, str], where: str) -> Record
     except (DecodeError, IndexError):
         raise DataError(f"{where}: no example with {features['image']} and {features['label']}") from None
     names = feature[features["name"]].bytes_list.value if features["name"] else ()
-    return Record(image, label, names[0].decode(errors="replace") if names else "")
+    others = {column: _value(feature[column], classes) for column, classes in (columns or {}).items()}
+    return Record(image, label, names[0].decode(errors="replace") if names else "", others)
+
+
+def _value(feature: Any, class_names: Sequence[str]) -> str | float:
+    """The single value of a feature; "" where there is none."""
+    values = getattr(feature, feature.WhichOneof("kind") or "int64_list").value
+    if not values:
+        return ""
+    if isinstance(values[0], bytes):
+        return values[0].decode(errors="replace")
+    if class_names:
+        return class_names[values[0]] if 0 <= values[0] < len(class_names) else ""
+    return float(values[0])

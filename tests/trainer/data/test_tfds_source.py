@@ -33,6 +33,9 @@ class LoopbackBlobs(tfds.core.GeneratorBasedBuilder):
                 "label": tfds.features.ClassLabel(names=["cow", "dog", "emu"]),
                 "coarse": tfds.features.ClassLabel(num_classes=2),
                 "file_name": tfds.features.Text(),
+                "about": {"camera": tfds.features.Text(), "grams": tfds.features.Scalar(np.float32)},
+                "night": tfds.features.Scalar(np.bool_),
+                "corners": tfds.features.Tensor(shape=(2,), dtype=np.float32),
             },
             "unlabelled": {"image": image, "label": tfds.features.ClassLabel(num_classes=3)},
             "pair": {"left": image, "right": image, "label": tfds.features.ClassLabel(num_classes=2)},
@@ -59,6 +62,9 @@ class LoopbackBlobs(tfds.core.GeneratorBasedBuilder):
                             "label": label,
                             "coarse": label // 2,
                             "file_name": f"{index}.png",
+                            "about": {"camera": "AB"[label % 2], "grams": index / 4},
+                            "night": label == 1,
+                            "corners": [0.0, 1.0],
                         },
                         "unlabelled": {"image": image, "label": -1 if part else label},
                     }[self.builder_config.name],
@@ -142,6 +148,15 @@ def test_what_is_prepared_is_linked_not_copied(data_dir, tmp_path, blobs):
     rows = list(builder.as_dataset(split="test").as_numpy_iterator())
     ours = list(read(open_dataset(dataset.directory), "test"))
     assert [(row["file_name"].decode(), row["label"]) for row in rows] == [(e.name, e.label) for e in ours]
+    assert [e.columns for e in ours] == [
+        {
+            "about/camera": row["about"]["camera"].decode(),
+            "about/grams": row["about"]["grams"],
+            "coarse": str(row["coarse"]),
+            "night": float(row["night"]),
+        }
+        for row in rows
+    ]
 
 
 def test_what_is_prepared_needs_no_code(data_dir, tmp_path, run_python):

@@ -175,6 +175,7 @@ def _layout(source: str, builder: Any) -> Layout:
         raise DataError(f"{builder.data_dir}: holds {file_format} files; prepare it as tfrecord")
     flat = dict(_flat(info.features))
     names = (name for name in _NAMES_OF_EXAMPLES if isinstance(flat.get(name), tfds.features.Text))
+    used = {"image": image, "label": label, "name": next(names, "")}
     shards = {}
     for split, content in sorted(info.splits.items()):
         if content.num_examples:
@@ -183,7 +184,8 @@ def _layout(source: str, builder: Any) -> Layout:
         list(flat[label].names),
         shards,
         source,
-        features={"image": image, "label": label, "name": next(names, "")},
+        features=used,
+        columns={name: _classes(each) for name, each in flat.items() if name not in used.values() and _is_single(each)},
         channels=flat[image].shape[-1],
         notes=[{"check": "tfds", "found": 0, "data_set": info.full_name}],
     )
@@ -220,6 +222,19 @@ def _is_image(feature: Any) -> bool:
     if type(feature) is not tfds.features.Image:
         return False
     return np.dtype(feature.np_dtype) == np.uint8 and feature.shape[-1] in (1, 3, None)
+
+
+def _is_single(feature: Any) -> bool:
+    """Whether it is a word, a class or a number."""
+    if isinstance(feature, tfds.features.Text | tfds.features.ClassLabel):
+        return True
+    return (
+        isinstance(feature, tfds.features.Tensor) and feature.shape == () and np.dtype(feature.np_dtype).kind in "biuf"
+    )
+
+
+def _classes(feature: Any) -> list[str]:
+    return list(feature.names) if isinstance(feature, tfds.features.ClassLabel) else []
 
 
 def _files(builder: Any) -> list[Path]:
