@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import sklearn.metrics
+from scipy import stats
 
 from trainer.answers import Answers
 from trainer.intervals import Array, Number, bootstrapped, number, rate
@@ -45,14 +46,15 @@ def log_loss(answers: Answers) -> Number:
     A probability below float32's 1.2e-7 counts as that, or one example could make the mean infinite.
     """
     right = answers.probabilities[np.arange(answers.n), answers.labels].astype(np.float64)
-    return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)))
+    worst = -math.log(SMALLEST_PROBABILITY)
+    return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)), worst=worst)
 
 
 def brier_score(answers: Answers) -> Number:
     """The mean squared distance of the probabilities from what is true, 0 to 2 (Brier 1950)."""
     distances = answers.probabilities.astype(np.float64)
     distances[np.arange(answers.n), answers.labels] -= 1.0
-    return bootstrapped(np.mean, (distances**2).sum(axis=1))
+    return bootstrapped(np.mean, (distances**2).sum(axis=1), worst=2.0)
 
 
 def expected_calibration_error(answers: Answers) -> Number:
@@ -61,16 +63,17 @@ def expected_calibration_error(answers: Answers) -> Number:
     def error(confidence: Array, right: Array) -> float:
         return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
 
-    return bootstrapped(error, answers.confidence, answers.right.astype(np.float64))
+    return bootstrapped(error, answers.confidence, answers.right.astype(np.float64), worst=1.0)
 
 
 def macro_auc(answers: Answers) -> Number | None:
     """The mean area under the ROC curve of each class against the others, of the classes that have examples."""
-    classes = int(np.isfinite(answers.areas).sum())
-    if not classes:
+    there = np.isfinite(answers.areas)
+    if not there.any():
         return None
-    drawn = answers.drawn_areas
-    return {**number(np.nanmean(answers.areas), answers.n, _mean(drawn)), "classes": classes}
+    mean, drawn = np.nanmean(answers.areas), _mean(answers.drawn_areas)
+    rarest = stats.hmean(_pairs(answers.counts()[1][there], answers.n))
+    return {**number(mean, answers.n, drawn, worst=0.0, counted=rarest), "classes": int(there.sum())}
 
 
 def macro_precision(answers: Answers) -> Number:
@@ -127,10 +130,10 @@ def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, An
             row["recall"] = rate(right, support)
             # One example is always itself: an interval of its draws would be a point.
             drawn = scores[k] if scores is not None and support > 1 else None
-            row["f1"] = number(_f1(right, support, predicted), support, drawn)
+            row["f1"] = number(_f1(right, support, predicted), support, drawn, worst=0.0)
         if np.isfinite(answers.areas[k]):
             drawn = areas[k] if areas is not None and support > 1 else None
-            row["auc"] = number(answers.areas[k], answers.n, drawn)
+            row["auc"] = number(answers.areas[k], answers.n, drawn, worst=0.0, counted=_pairs(support, answers.n))
         rows.append(row)
     return rows
 
@@ -193,7 +196,14 @@ def _macro(answers: Answers, score: Callable[..., Array]) -> Number:
     there = counts[1] > 0
     mean = float(score(*counts)[there].mean())
     spread = None if drawn is None else _mean(np.where(drawn[1] > 0, score(*drawn), math.nan))
-    return {**number(mean, answers.n, spread), "classes": int(there.sum())}
+    # A class counts as much as any other, so the rare ones decide how sure the mean is.
+    found = number(mean, answers.n, spread, worst=0.0, counted=stats.hmean(counts[1][there]))
+    return {**found, "classes": int(there.sum())}
+
+
+def _pairs(support: Any, n: int) -> Any:
+    """How many pairs of an example of a class and one of another can be formed of different examples."""
+    return np.minimum(support, n - support)
 
 
 def _mean(drawn: Array | None) -> Array | None:

@@ -1,5 +1,6 @@
 """The verdict on a challenger as a part of its evaluation's report: what led to it, and what changed."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from trainer import gallery, metrics, quiet, report
 from trainer.data import dataset as datasets
 from trainer.data.dataset import DataSet
 from trainer.errors import DataError
+from trainer.gate import Rules
+from trainer.knobs import meaning, shown
 from trainer.predictions import REPORT_FILE, Evaluation
 
 PLACE = "<!-- verdict -->"
@@ -32,6 +35,7 @@ def render(
         verdict=verdict,
         flips=_flips(challenger, champion, dataset) if champion else [],
         classes=_changed(verdict["classes"]),
+        rules=_rules(verdict["rules"]),
         numbers=[name for name in metrics.METRICS if name in verdict["challenger"]],
     )
     return page.replace(PLACE, fragment)
@@ -59,6 +63,11 @@ def _flips(challenger: Evaluation, champion: Evaluation, dataset: DataSet | None
         shown, count = gallery.flips(sides, wrong, dataset, split, FLIPS)
         found.append({"title": title, "wrong": wrong, "shown": shown, "count": count})
     return found
+
+
+def _rules(values: dict[str, Any]) -> list[dict[str, str]]:
+    fields = {field.name: field for field in dataclasses.fields(Rules)}
+    return [{"name": name, "value": shown(value), "meaning": meaning(fields[name])} for name, value in values.items()]
 
 
 def _changed(classes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -118,9 +118,7 @@ def test_rates_of_a_class_have_wilsons_interval_and_its_other_numbers_the_bootst
     assert (row["recall"]["low"], row["recall"]["high"]) == pytest.approx(wilson_by_hand(right, true))
     assert (row["precision"]["low"], row["precision"]["high"]) == pytest.approx(wilson_by_hand(right, said))
     drawn = np.random.default_rng(1).integers(0, 400, (2000, 400))
-    scores = [
-        sklearn.metrics.f1_score(labels[d] == 1, answers.predicted[d] == 1) for d in drawn
-    ]
+    scores = [sklearn.metrics.f1_score(labels[d] == 1, answers.predicted[d] == 1) for d in drawn]
     assert (row["f1"]["low"], row["f1"]["high"]) == pytest.approx(np.percentile(scores, [2.5, 97.5]), abs=0.015)
     assert row["auc"]["low"] < row["auc"]["value"] < row["auc"]["high"]
 
@@ -232,3 +230,18 @@ def test_so_many_examples_and_classes_have_an_area_and_no_interval():
     labels, probabilities = random_predictions(1500, 1000)
     number = metrics.macro_auc(Answers(labels, probabilities))
     assert (number["low"], number["high"], number["n"]) == (None, None, 1500)
+
+
+def test_what_was_all_right_is_as_sure_as_so_many_examples_make_it():
+    labels = np.arange(40) % 4
+    perfect = Answers(labels, np.eye(4, dtype=np.float32)[labels])
+    numbers = metrics.headline(perfect)
+    few, many = wilson_by_hand(10, 10)[0], wilson_by_hand(40, 40)[0]
+    for name in ("macro_auc", "macro_precision", "macro_recall", "macro_f1"):
+        number = numbers[name]
+        assert (number["value"], number["low"], number["high"]) == (1.0, pytest.approx(few), 1.0), name
+    assert (numbers["brier_score"]["low"], numbers["brier_score"]["high"]) == (0.0, pytest.approx(2 * (1 - many)))
+    assert numbers["expected_calibration_error"]["high"] == pytest.approx(1 - many)
+    assert numbers["log_loss"]["high"] == pytest.approx(-math.log(np.finfo(np.float32).eps) * (1 - many))
+    row = metrics.per_class(perfect, "abcd")[2]
+    assert (row["f1"]["low"], row["auc"]["low"]) == pytest.approx((few, few))

@@ -127,7 +127,13 @@ def test_ids_are_unique(page):
 
 
 def test_it_holds_the_curves_the_config_the_data_and_every_digest(page, evaluation):
-    assert {a["aria-label"] for t, a in page.elements if t == "svg"} == {"loss", "accuracy", "confusion", "reliability", "roc"}
+    assert {a["aria-label"] for t, a in page.elements if t == "svg"} == {
+        "loss",
+        "accuracy",
+        "confusion",
+        "reliability",
+        "roc",
+    }
     for wanted in ("weight_decay", "2026-01-01T00:00:00Z", "300 × 200, colour", "1" * 64, "2" * 64):
         assert wanted in page.text
     data = datasets.open_dataset(evaluation.parent / "data")

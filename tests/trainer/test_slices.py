@@ -70,7 +70,9 @@ def test_a_slice_that_is_worse_is_told_by_fishers_test_with_holms_correction():
     right = np.ones(400, bool)
     right[:15] = False
     right[300:330] = False
-    studio, phone = (by_value(slices.measure({"folder": folder}, right), "folder")[name] for name in ("studio", "phone"))
+    studio, phone = (
+        by_value(slices.measure({"folder": folder}, right), "folder")[name] for name in ("studio", "phone")
+    )
     exact = stats.fisher_exact([[30, 70], [15, 285]], alternative="greater").pvalue
     assert phone["p_value"] == pytest.approx(2 * exact)
     assert slices.is_worse(phone)
