@@ -218,6 +218,11 @@ class Config(Knobs):
     keep_checkpoints: int = knob(
         3, "newest checkpoints kept; with early_stop_epochs the best too", low=1, incidental=True
     )
+    check_export: bool = knob(
+        True,
+        "hold the exported model, loaded by another process, against the network; it takes seconds",
+        incidental=True,
+    )
     enable_tensorboard: bool = knob(False, "write TensorBoard summaries into the run directory", incidental=True)
 
     LISTED: ClassVar[str] = "`python -m trainer recipes default` lists all"

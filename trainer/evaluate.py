@@ -1,6 +1,5 @@
 """An exported model against a split of a data set: metrics, predictions and the report."""
 
-import itertools
 import json
 import logging
 from pathlib import Path
@@ -56,7 +55,7 @@ def run(
     measured["slices"] = slices.measure(columns, predictions.right)
     measured["unknown_classes"] = [name for name in class_names if name not in exported.class_names]
     measured["model_bytes"] = sum((exported.directory / file).stat().st_size for file in exported.manifest["files"])
-    took = latency.measure(classify, _some_images(dataset, split))
+    took = latency.measure(classify, datasets.first_images(dataset, split, max(latency.BATCHES)))
     page = report.render(
         measured,
         exported,
@@ -122,11 +121,6 @@ def measure(predictions: Predictions, class_names: tuple[str, ...]) -> dict[str,
         "reliability": metrics.reliability(answers),
         "roc": metrics.roc(answers),
     }
-
-
-def _some_images(dataset: DataSet, split: str) -> list[bytes]:
-    """As many as the largest batch that is timed."""
-    return [example.image for example in itertools.islice(datasets.read(dataset, split), max(latency.BATCHES))]
 
 
 def _class_names(model: SavedModel, dataset: DataSet, other_classes: bool) -> tuple[str, ...]:

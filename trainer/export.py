@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import artifact, models
+from trainer import artifact, equivalence, models
 from trainer.config import Config, to_dict
+from trainer.data.dataset import DataSet, first_images
+from trainer.data.examples import Examples
+from trainer.data.images import png
 from trainer.data.preprocess import fit, pixels, standardize
+from trainer.equivalence import Probe
+from trainer.learner import Learner
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -35,15 +41,18 @@ def write(
     history: Sequence[Mapping[str, Any]],
     *,
     clean: bool,
+    probe: Probe | None = None,
 ) -> dict[str, Any]:
     """Writes the model artifact and returns its manifest.
 
     `weights`: all variables of the model in its order; `manifest`: what is known beside
     them, class_names and image_shape [H, W, C] among it.  The exported network computes in
     float32, channels last, whatever it was trained in: it has to run on processors that are
-    not known.
+    not known.  With a `probe`, what was exported is held against it, and the manifest says how
+    far they are apart.
 
     Raises:
+      DataError: what was exported answers otherwise than the network.
       UsageError: something is at `output`, and not `clean`.
       StorageError: `output` cannot be written.
     """
@@ -52,12 +61,34 @@ def write(
     network = models.build(anywhere, shape, len(classes), "float32")
     network.set_weights(weights)
     manifest = {**manifest, "kind": "model", "weights_sha256": weights_sha256(weights)}
-    with artifact.building(output, manifest, clean=clean) as partial:
+    with (
+        equivalence.answering() if probe else nullcontext() as other,
+        artifact.building(output, manifest, clean=clean) as partial,
+    ):
         _save(network, config, classes, partial / "1")
         (partial / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
         (partial / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
         write_history(partial / "history.csv", history)
+        if probe and other:
+            here = _probabilities(network, config, probe.encoded)
+            manifest["equivalence"] = equivalence.check(other, partial / "1", probe, here)
     return artifact.read_manifest(output, "model")
+
+
+def sample(config: Config, dataset: DataSet, train: Examples) -> list[bytes]:
+    """Some encoded images to hold an export against: as the data set stores them, or of noise."""
+    if config.use_synthetic_data:
+        return [png(train.take(tf.range(1, dtype=tf.int64))[0][0].numpy())]
+    split = "validation" if dataset.splits.get("validation") else "train"
+    return first_images(dataset, split, equivalence.IMAGES)
+
+
+def probe(
+    config: Config, learner: Learner, encoded: Sequence[bytes], policy: str, still: equivalence.Still
+) -> equivalence.Probe:
+    """What the network that was trained says of encoded images, in its own `policy`."""
+    channels = learner.network.input_shape[-1]
+    return Probe(encoded, learner.probabilities(_seen(config, encoded, channels)), policy, still)
 
 
 def write_history(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -75,6 +106,17 @@ def weights_sha256(weights: Sequence[np.ndarray]) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _probabilities(network: keras.Model, config: Config, encoded: Sequence[bytes]) -> np.ndarray:
+    """What the network says of encoded images here, float32 [n, K]."""
+    with tf.device("CPU:0"):  # as the process that it is held against
+        return tf.nn.softmax(network(_seen(config, encoded, network.input_shape[-1]), training=False)).numpy()
+
+
+def _seen(config: Config, encoded: Sequence[bytes], channels: int) -> tf.Tensor:
+    """Encoded images as training sees them, standardised float32 [n, S, S, C]."""
+    return standardize(tf.stack([pixels(each, config, channels) for each in encoded]), config)
 
 
 def _save(network: keras.Model, config: Config, classes: Sequence[str], directory: Path) -> None:

@@ -68,6 +68,16 @@ class Learner:
         """The variables to evaluate and to export, in the order of the network's."""
         return self.averages.best(self.network.variables)
 
+    def probabilities(self, images: tf.Tensor) -> np.ndarray:
+        """What those make of standardised images, float32 [n, S, S, C]: float32 [n, K]."""
+        best = dict(zip(map(id, self.network.variables), self.evaluated(), strict=True))
+        trainable, others = (
+            [tf.constant(best[id(variable)].numpy()) for variable in variables]
+            for variables in (self.network.trainable_variables, self.network.non_trainable_variables)
+        )
+        logits, _ = self.network.stateless_call(trainable, others, images, training=False)
+        return tf.nn.softmax(logits).numpy()
+
     def make_update(self) -> Callable:
         """A function for merge_call that sets all variables by what is reduced already.
 

@@ -1,5 +1,6 @@
 """One training run, from the cluster to the exported model."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def run(
         state = _train(config, dataset, setup, state, checkpoints, run_dir, log)
         manifest = provenance.manifest(config, dataset, request, actions.result(config, state))
         if cluster.chief:
-            manifest = _export(output, manifest, config, setup, state, checkpoints, clean=clean)
+            manifest = _export(output, manifest, config, dataset, setup, state, checkpoints, clean=clean)
         # Who has ended cannot be started again with the others.
         with watch.during("waiting for the export"), loop.lost_peers(state):
             setup.gather([0.0])
@@ -237,6 +238,7 @@ def _export(
     output: Path,
     manifest: dict[str, Any],
     config: Config,
+    dataset: DataSet,
     setup: Setup,
     state: loop.State,
     checkpoints: Checkpoints,
@@ -247,9 +249,14 @@ def _export(
     if best["step"] != state.step:
         logger.info("epoch %s was best; its weights are exported", best["epoch"])
         setup.learner.assign(checkpoints.variables_of(best["step"]))
+    still = functools.partial(setup.watch.at, "exporting")
     with setup.watch.during("exporting"):
         weights = [variable.numpy() for variable in setup.learner.evaluated()]
-        return export.write(output, manifest, config, weights, state.history, clean=clean)
+        probe = None
+        if config.check_export:
+            encoded = export.sample(config, dataset, setup.train)
+            probe = export.probe(config, setup.learner, encoded, POLICIES[config.dtype], still)
+        return export.write(output, manifest, config, weights, state.history, clean=clean, probe=probe)
 
 
 def resolved(config: Config, dataset: DataSet) -> Config:

@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.loop import State
 
-TINY = ["resnet_size=8", "batch_size=16", "train_epochs=4", "dtype=fp32", "learning_rate=0.4"]
+TINY = ["check_export=false", "resnet_size=8", "batch_size=16", "train_epochs=4", "dtype=fp32", "learning_rate=0.4"]
 SPARSE = ["log_steps=10", "steps_per_loop=1", "epochs_between_evals=3", "report_accuracy_metrics=false"]
 EPOCH = 32  # steps
 

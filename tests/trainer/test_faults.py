@@ -21,7 +21,15 @@ from tests.trainer.processes import until
 from trainer import artifact, checkpoint, events
 
 INJECT = Path(__file__).resolve().parent.parent / "faults" / "inject"
-SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "steps_per_loop=1", "checkpoint_steps=3"]
+SETTINGS = [
+    "check_export=false",
+    "resnet_size=8",
+    "batch_size=64",
+    "train_epochs=3",
+    "dtype=fp32",
+    "steps_per_loop=1",
+    "checkpoint_steps=3",
+]
 
 
 @dataclasses.dataclass(frozen=True)

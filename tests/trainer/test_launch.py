@@ -15,7 +15,7 @@ import pytest
 from trainer import artifact, launch
 from trainer.cluster import Cluster, to_tf_config
 
-SETTINGS = ["resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "learning_rate=0.1"]
+SETTINGS = ["check_export=false", "resnet_size=8", "batch_size=64", "train_epochs=3", "dtype=fp32", "learning_rate=0.1"]
 
 
 def command(data: Path, output: Path, *more: str) -> list[str]:
@@ -64,11 +64,13 @@ def test_one_two_and_four_workers_give_the_same_curve(tiny: Path, tmp_path: Path
 
 
 def test_two_workers_train_and_say_who_speaks(tiny: Path, tmp_path: Path):
-    said = run(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=1")
+    said = run(tiny, tmp_path / "model", "--workers=2", "--set=train_epochs=1", "--set=check_export=true")
     assert "[worker 0] epoch 1/1" in said
     assert "[worker 1] strategy multi_worker_mirrored: worker 1 of 2, 2 replicas" in said
     assert "Traceback" not in said
-    assert artifact.verify(tmp_path / "model", "model")["workers"] == 2
+    manifest = artifact.verify(tmp_path / "model", "model")
+    assert manifest["workers"] == 2
+    assert manifest["equivalence"]["largest_difference_as_trained"] < 1e-5
 
 
 def test_the_user_error_of_the_workers_is_said_once(tiny: Path, tmp_path: Path):

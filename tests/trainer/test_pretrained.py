@@ -20,7 +20,14 @@ from trainer.config import Config, override
 from trainer.data import images, prepare
 from trainer.errors import DataError, UsageError
 
-NETWORK = ["resnet_size=14", "dtype=fp32", "batch_size=32", "random_flip=off", "norm_momentum=0.5"]
+NETWORK = [
+    "check_export=false",
+    "resnet_size=14",
+    "dtype=fp32",
+    "batch_size=32",
+    "random_flip=off",
+    "norm_momentum=0.5",
+]
 DIGITS = [str(digit) for digit in range(7)]
 
 

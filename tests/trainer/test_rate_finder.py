@@ -17,7 +17,7 @@ from trainer.__main__ import COMMANDS
 from trainer.config import Config, override
 from trainer.errors import DataError, NumericsError, StorageError, UsageError
 
-TINY = ["resnet_size=8", "batch_size=16", "dtype=fp32"]
+TINY = ["check_export=false", "resnet_size=8", "batch_size=16", "dtype=fp32"]
 
 
 def curve(*points: tuple[float, float], noise: float = 0.01) -> rate_finder.Curve:

@@ -15,7 +15,7 @@ import pytest
 from trainer import artifact, launch
 from trainer.errors import NumericsError, StorageError, UsageError
 
-TINY = ["resnet_size=8", "batch_size=16", "train_epochs=4", "dtype=fp32", "learning_rate=0.4"]
+TINY = ["check_export=false", "resnet_size=8", "batch_size=16", "train_epochs=4", "dtype=fp32", "learning_rate=0.4"]
 
 
 def arguments(data: Path, output: Path, *more: str) -> list[str]:

@@ -6,6 +6,7 @@ reading does, and comes after.
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,15 @@ def read(dataset: DataSet, split: str) -> Iterator[Example]:
     shards = [records.Shard(*shard) for shard in dataset.manifest["splits"][split]["shards"]]
     features, columns = dataset.manifest["features"], dataset.manifest.get("columns")
     return _identified(records.read(dataset.directory, shards, features, columns))
+
+
+def first_images(dataset: DataSet, split: str, count: int) -> list[bytes]:
+    """The encoded images of the first `count` examples of a split, or of all that there are.
+
+    Raises:
+      DataError: as `read`.
+    """
+    return [example.image for example in itertools.islice(read(dataset, split), count)]
 
 
 def _identified(stored: Iterator[records.Record]) -> Iterator[Example]:

@@ -102,6 +102,7 @@ def test_checkpoints_and_exports_do_not_know_where_the_channels_were(tiny: Path,
     run_dir = tmp_path / "first.run"
     last = launch.train(tiny, tmp_path / "last", overrides=[*fields, "data_format=channels_last"], run_dir=run_dir)
     assert last["weights_sha256"] == first["weights_sha256"]
+    assert first["equivalence"]["largest_difference_as_trained"] < 1e-5
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8))
     answers = []
     for name in ("first", "last"):
