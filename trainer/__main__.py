@@ -139,6 +139,16 @@ def verify(values: flags.FlagValues, words: list[str]) -> None:
     _print(values, result, f"{values.model}: all {result['files']} files are what its manifest says; {found.digest}")
 
 
+def reproduce(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `reproduce`."""
+    quiet.import_tensorflow()
+    from trainer import reproduce as reproduction
+
+    output = Path(values.output) if values.output else None
+    found = reproduction.run(Path(values.model), Path(values.data), output, program=PROGRAM)
+    _print(values, found, f"{values.model}: the same weights came of it, bit for bit; {found['weights_sha256']}")
+
+
 def predict(values: flags.FlagValues, words: list[str]) -> None:
     """Runs `predict`."""
     from trainer import predict as prediction
@@ -362,6 +372,14 @@ COMMANDS = {
         f"{PROGRAM} verify --model=runs/model",
         _flags(MODEL),
         verify,
+    ),
+    "reproduce": Command(
+        "Train a model again from its manifest, and see whether the same weights come of it.",
+        f"{PROGRAM} reproduce --model=runs/model --data=runs/photos",
+        _flags(
+            MODEL, DATA, _text("output", "model directory to make; by default the new model is thrown away", default="")
+        ),
+        reproduce,
     ),
     "predict": Command(
         "Say what is on images: file, class and probability, a line each.",

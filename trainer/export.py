@@ -1,7 +1,6 @@
 """The model artifact: a SavedModel with the preprocessing inside, and what it was made of."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainer import artifact, equivalence, models
+from trainer import artifact, equivalence, models, saved_model
 from trainer.config import Config, to_dict
 from trainer.data.dataset import DataSet, first_images
 from trainer.data.examples import Examples
@@ -60,7 +59,7 @@ def write(
     anywhere = replace(config, data_format="channels_last", enable_xla=False)
     network = models.build(anywhere, shape, len(classes), "float32")
     network.set_weights(weights)
-    manifest = {**manifest, "kind": "model", "weights_sha256": weights_sha256(weights)}
+    manifest = {**manifest, "kind": "model", "weights_sha256": saved_model.weights_sha256(weights)}
     with (
         equivalence.answering() if probe else nullcontext() as other,
         artifact.building(output, manifest, clean=clean) as partial,
@@ -97,15 +96,6 @@ def write_history(file: Path, history: Sequence[Mapping[str, Any]]) -> None:
         rows = csv.DictWriter(stream, HISTORY_COLUMNS, lineterminator="\n")
         rows.writeheader()
         rows.writerows(history)
-
-
-def weights_sha256(weights: Sequence[np.ndarray]) -> str:
-    """One digest over the shape, type and bytes of each array in turn."""
-    digest = hashlib.sha256()
-    for array in weights:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _probabilities(network: keras.Model, config: Config, encoded: Sequence[bytes]) -> np.ndarray:

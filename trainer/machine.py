@@ -1,7 +1,9 @@
 """What this machine has: cores, and arithmetic that its processor does natively."""
 
 import os
+import platform
 from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -14,6 +16,20 @@ def cores() -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 here
     return available
+
+
+def describe() -> dict[str, Any]:
+    """What the bits of a training depend on: the same on machines of one kind."""
+    return {"processor": _processor(), "cores": cores(), "bfloat16": computes_in_bfloat16()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def computes_in_bfloat16() -> bool:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 import numpy as np
-import tensorflow as tf
 
-from trainer import artifact, export, saved_model
+from trainer import artifact, saved_model
 from trainer.config import Config, to_dict
 from trainer.errors import DataError, UsageError
 from trainer.knobs import shown
@@ -111,16 +110,7 @@ def _of_model(directory: Path, network: keras.Model) -> Origin:
     channels = network.input_shape[-1]
     if model.image_shape[2] != channels:
         raise _of_other_channels(directory, model.image_shape[2], channels)
-    program = directory / "1"
-    try:
-        with tf.device("CPU:0"):
-            variables = list(tf.saved_model.load(str(program)).weights)
-            weights = {variable.name.removesuffix(":0"): variable.numpy() for variable in variables}
-    except (AttributeError, OSError, ValueError, tf.errors.OpError):
-        raise DataError(f"{program}: keeps no list of its weights; train it again with this version") from None
-    if export.weights_sha256(list(weights.values())) != model.manifest.get("weights_sha256"):
-        raise DataError(f"{program}: its weights are not those of weights_sha256 in {artifact.MANIFEST}")
-    return Origin(weights, model.class_names, model.manifest.get("config"))
+    return Origin(saved_model.weights(model), model.class_names, model.manifest.get("config"))
 
 
 def _of_file(file: Path, network: keras.Model) -> Origin:

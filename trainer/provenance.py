@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import artifact, models, pretrained
+from trainer import artifact, machine, models, pretrained
 from trainer.cluster import Cluster
 from trainer.config import INCIDENTAL, Config, to_dict
 from trainer.data.dataset import DataSet
@@ -59,5 +59,6 @@ def manifest(config: Config, dataset: DataSet, request: Mapping[str, Any], resul
         "class_names": list(dataset.class_names),
         "image_shape": list(models.input_shape(config, dataset.image_shape[2])),
         "seed": config.seed,
+        "machine": machine.describe(),
         "metrics": {name: value for name, value in result.items() if value is not None},
     }

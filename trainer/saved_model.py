@@ -4,6 +4,7 @@ Only what was exported is used, never the code that trained it.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,6 +88,36 @@ def load(model: SavedModel) -> Classify:
         return found
 
     return probabilities
+
+
+def weights(model: SavedModel) -> dict[str, NDArray]:
+    """All variables in their order, by the paths that they have in the network.
+
+    Raises:
+      DataError: it keeps no list of them, or they are not those of its manifest.
+    """
+    quiet.import_tensorflow()
+    import tensorflow as tf
+
+    program = model.directory / "1"
+    try:
+        with tf.device("CPU:0"):
+            variables = list(tf.saved_model.load(str(program)).weights)
+            found = {variable.name.removesuffix(":0"): variable.numpy() for variable in variables}
+    except (AttributeError, OSError, ValueError, tf.errors.OpError):
+        raise DataError(f"{program}: keeps no list of its weights; train it again with this version") from None
+    if weights_sha256(list(found.values())) != model.manifest.get("weights_sha256"):
+        raise DataError(f"{program}: its weights are not those of weights_sha256 in {artifact.MANIFEST}")
+    return found
+
+
+def weights_sha256(weights: Sequence[NDArray]) -> str:
+    """One digest over the shape, type and bytes of each array in turn."""
+    digest = hashlib.sha256()
+    for array in weights:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def batches(items: Iterable[Item], image: Callable[[Item], bytes], model: SavedModel) -> Iterator[list[Item]]:

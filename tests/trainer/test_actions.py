@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import actions, artifact, export, launch, stats
+from trainer import actions, artifact, launch, saved_model, stats
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.loop import State
@@ -79,7 +79,7 @@ def test_training_stops_when_the_validation_accuracy_is_reached(tiny: Path, tmp_
     last = tmp_path / f"model.run/checkpoints/step-{EPOCH * len(accuracies):08d}/variables.npz"
     with np.load(last) as stored:
         network = [stored[name] for name in stored if " sgd/" not in name]
-    assert run.manifest["weights_sha256"] == export.weights_sha256(network)
+    assert run.manifest["weights_sha256"] == saved_model.weights_sha256(network)
 
 
 def test_a_threshold_without_validation_examples_is_refused(tiny: Path, tmp_path: Path):

@@ -57,7 +57,9 @@ def test_the_manifest_says_how_far_the_export_is_from_the_network(tmp_path: Path
 
 def test_an_export_of_other_weights_than_were_trained_is_refused_and_nothing_is_left(tmp_path: Path):
     probe = Probe(ENCODED, said(network("float32", seed=1)), "float32", lambda: None)
-    with pytest.raises(DataError, match=r"otherwise than the network .* largest difference as trained \d.*0\.01 may be"):
+    with pytest.raises(
+        DataError, match=r"otherwise than the network .* largest difference as trained \d.*0\.01 may be"
+    ):
         write(tmp_path / "model", network("float32"), probe)
     assert list(tmp_path.iterdir()) == []
 
@@ -72,7 +74,7 @@ def test_another_preprocessing_is_noticed(tmp_path: Path):
 def test_answers_that_are_no_numbers_are_refused(tmp_path: Path):
     trained = network("float32")
     trained.get_layer("logits").kernel.assign(np.full((64, 3), np.nan))
-    with pytest.raises(DataError, match="largest difference nan, at most 0.001 may be"):
+    with pytest.raises(DataError, match=r"largest difference nan, at most 0\.001 may be"):
         write(tmp_path / "model", trained, Probe(ENCODED, said(trained), "float32", lambda: None))
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from trainer import export, models
+from trainer import export, models, saved_model
 from trainer.config import Config, from_dict
 from trainer.data.preprocess import fit, standardize
 
@@ -80,7 +80,7 @@ def test_images_of_several_sizes_go_into_one_batch_as_bytes(exported):
 
 def test_the_artifact_says_what_it_was_made_of(exported):
     network, _, output, manifest = exported
-    assert manifest["weights_sha256"] == export.weights_sha256(network.get_weights())
+    assert manifest["weights_sha256"] == saved_model.weights_sha256(network.get_weights())
     assert (output / "labels.txt").read_text().splitlines() == NAMES
     assert json.loads((output / "config.json").read_text())["resnet_size"] == 8
     assert (output / "history.csv").read_text() == (
@@ -96,5 +96,5 @@ def test_the_weights_digest_sees_order_shape_and_value():
         [arrays[0], np.nextafter(arrays[1], 2, dtype=np.float32)],
         [arrays[0].astype(np.float64), arrays[1]],
     ]
-    digests = {export.weights_sha256(each) for each in (arrays, *changed)}
+    digests = {saved_model.weights_sha256(each) for each in (arrays, *changed)}
     assert len(digests) == 5

@@ -11,7 +11,7 @@ from trainer.errors import NumericsError
 from trainer.models.cifar_resnet import cifar_resnet
 
 EPOCH = 49 / 8  # steps: the other images are split off
-SETTINGS = ["check_export=false", 
+SETTINGS = ["check_export=false",
     "model=divided", "resnet_size=8", "batch_size=8", "train_epochs=2", "dtype=fp32", "validation_fraction=0",
     "random_flip=off", "crop_padding=0", "checkpoint_steps=3", "learning_rate=0.01", "steps_per_loop=2", "norm=none",
 ]  # fmt: skip

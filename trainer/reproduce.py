@@ -1,0 +1,93 @@
+"""Training a model again from what its manifest says of it: whether the same weights come of that."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import launch, machine, pretrained, saved_model
+from trainer.config import Config, from_dict, to_dict
+from trainer.data.dataset import open_dataset
+from trainer.errors import DataError, UsageError
+from trainer.knobs import shown
+from trainer.saved_model import SavedModel
+from trainer.version import code_version
+
+logger = logging.getLogger(__name__)
+
+
+def run(model: Path, data: Path, output: Path | None = None, *, program: str = "") -> dict[str, Any]:
+    """Trains `model` again on `data`, by its own Config, seed and number of workers, and compares the weights.
+
+    The new model goes to `output`, or is thrown away.  `program`: as launch.train.  Returns
+    `weights_sha256`, and `code`: whether it is the code that trained the model.
+
+    Raises:
+      DataError: the model is not what its manifest says, `data` or what it started from is
+        another, its training does not repeat, or other weights came of it; says how far apart.
+      TrainerError: as launch.train.
+    """
+    exported = saved_model.open_model(model)
+    config = _config(exported)
+    _check_data(exported, config, data)
+    if pretrained.digest(config) != exported.manifest.get("pretrained"):
+        raise DataError(f"pretrained={config.pretrained}: is not what {exported.directory} was started from")
+    same_code = exported.manifest["code"] == code_version()
+    if not same_code:
+        logger.warning("%s was trained by other code than this; other weights may come of that", exported.directory)
+    with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch:
+        again = output or Path(scratch, "model")
+        overrides = [f"{name}={shown(value)}" for name, value in to_dict(config).items()]
+        workers = exported.manifest["workers"]
+        made = launch.train(data, again, overrides=overrides, workers=workers, program=program)
+        if made["weights_sha256"] != exported.manifest["weights_sha256"]:
+            raise DataError(_difference(exported, saved_model.open_model(again), same_code=same_code))
+    return {"model": str(model), "weights_sha256": made["weights_sha256"], "code": same_code}
+
+
+def _config(exported: SavedModel) -> Config:
+    try:
+        config = from_dict(exported.manifest["config"])
+        _ = exported.manifest["workers"], exported.manifest["code"], exported.manifest["weights_sha256"]
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise DataError(f"{exported.directory}: its manifest does not say how it was trained: {error}") from None
+    if config.strategy == "parameter_server":
+        raise DataError(f"{exported.directory}: was trained with parameter servers, whose weights do not repeat")
+    return config
+
+
+def _check_data(exported: SavedModel, config: Config, data: Path) -> None:
+    wanted, found = exported.manifest.get("data", {}), open_dataset(data)
+    if not config.use_synthetic_data and found.digest != wanted.get("digest"):
+        raise DataError(
+            f"{found.directory}: holds other examples than {exported.directory} was trained on, "
+            f"which came from {wanted.get('source')} as of {exported.manifest.get('data_time')}"
+        )
+
+
+def _difference(old: SavedModel, new: SavedModel, *, same_code: bool) -> str:
+    """How far apart the weights are, and what else is."""
+    apart = _apart(saved_model.weights(old), saved_model.weights(new))
+    name = max(apart, key=lambda each: apart[each])
+    here, there = machine.describe(), old.manifest.get("machine")
+    why = [] if same_code else ["the code is another"]
+    why += [f"it was trained on {_shown(there)}, and this is {_shown(here)}"] if there and there != here else []
+    return (
+        f"{old.directory}: other weights came of it: {sum(map(bool, apart.values()))} of {len(apart)} variables "
+        f"differ, most by {apart[name]:.3g} ({name}){'; ' * bool(why)}{'; '.join(why)}"
+    )
+
+
+def _apart(old: Mapping[str, NDArray], new: Mapping[str, NDArray]) -> dict[str, float]:
+    """The largest difference of each variable."""
+    if {name: value.shape for name, value in old.items()} != {name: value.shape for name, value in new.items()}:
+        raise DataError("other variables came of it: the network is another")
+    return {name: float(np.abs(old[name] - new[name]).max(initial=0.0)) for name in old}
+
+
+def _shown(described: Mapping[str, Any]) -> str:
+    return f"{described['processor']}, {described['cores']} cores"
