@@ -42,7 +42,8 @@ class Store:
         self._place = None if found and scheme != "file" else Path(uri.removeprefix("file://")).absolute()
         self._opened: Any = None
         if self._place is None:
-            options: Any = {"allow_http": True} if scheme == "s3" else {}
+            # Where the environment names an endpoint of its own, that may be without TLS.
+            options: Any = {"allow_http": True}
             with self._errors(""):
                 self._opened = from_url(uri, client_options=options, retry_config=RETRIES)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer import actions, artifact, launch, saved_model, stats
+from trainer import actions, artifact, export, launch, saved_model, stats
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.loop import State

@@ -1,4 +1,4 @@
-"""The registry, in a directory and in an S3 bucket: who is champion, whatever is killed or comes at once."""
+"""The registry, in a directory, an S3 and a Google Cloud bucket: who is champion, whatever is killed or comes at once."""
 
 import concurrent.futures
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer import google_storage
 from tests.trainer.made import write_model
 from trainer import artifact, saved_model
 from trainer.errors import DataError, StorageError, UsageError
@@ -51,11 +52,23 @@ def bucket(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(scope="module")
+def google_bucket(tmp_path_factory):
+    """The address of a bucket of a local server that speaks as Google Cloud Storage does."""
+    with google_storage.serving() as (address, preconditions), pytest.MonkeyPatch.context() as patched:
+        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        key = tmp_path_factory.mktemp("google") / "key.json"
+        key.write_text(json.dumps({"gcs_base_url": address, "disable_oauth": True, **nobody}))
+        patched.setenv("GOOGLE_SERVICE_ACCOUNT", str(key))
+        yield "gs://bucket"
+    assert set(preconditions) == {"0", ""}
+
+
+@pytest.fixture(params=["directory", "bucket", "google_bucket"])
 def uri(request, tmp_path: Path) -> str:
     if request.param == "directory":
         return str(tmp_path / "registry")
-    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+    return f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
 
 
 @pytest.fixture
