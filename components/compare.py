@@ -1,6 +1,6 @@
 """Whether a new model has shown that it is better than the one that serves."""
 
-from kfp.dsl import Artifact, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
 from components import component
 
@@ -10,8 +10,10 @@ def compare(
     challenger: Input[Artifact],
     rules: list[str],
     verdict: Output[Artifact],
+    report: Output[HTML],
     metrics: Output[Metrics],
     champion: Input[Artifact] = None,
+    data: Input[Dataset] = None,
 ) -> str:
     """Compares two evaluations of the same examples; gives promote, keep or not enough evidence.
 
@@ -19,9 +21,12 @@ def compare(
         challenger: what evaluate wrote of the model that may be promoted.
         rules: rule=value, over the defaults of trainer.gate.Rules.
         verdict: the verdict, with every number and rule that led to it.
-        metrics: the difference of the accuracies, and how many examples are fixed and broken.
+        report: the challenger's report with the verdict in it, and what is fixed and broken.
+        metrics: accuracies, the difference of the accuracies, and how many examples are fixed and broken.
         champion: what evaluate wrote of the model that serves; without one, the floors decide.
+        data: what both were evaluated on, for pictures in the report.
     """
+    import shutil
     from pathlib import Path
 
     from trainer.commandline import reporting
@@ -35,7 +40,12 @@ def compare(
             Path(champion.path) if champion else None,
             Path(verdict.path),
             override(gate.Rules(), rules),
+            data=Path(data.path) if data else None,
         )
+    shutil.copyfile(Path(verdict.path, "report.html"), report.path)
+    for side in ("challenger", "champion"):
+        if found[side]:
+            metrics.log_metric(f"{side}_accuracy_top_1", found[side]["accuracy_top_1"]["value"])
     if found["difference"]:
         metrics.log_metric("accuracy_top_1_difference", found["difference"]["accuracy_top_1"]["value"])
         metrics.log_metric("fixed", found["difference"]["fixed"])

@@ -11,6 +11,7 @@ def evaluate(
     data: Input[Dataset],
     split: str,
     run_dir: str,
+    other_classes: bool,
     evaluation: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
@@ -23,10 +24,11 @@ def evaluate(
         data: what prepare_data wrote.
         split: the part of the data to measure on.
         run_dir: what train was given, if anything; the report shows what happened there.
+        other_classes: whether the data may have classes that the model does not know; they count as wrong.
         evaluation: every metric with its interval, every prediction, and the report.
-        report: learning curve, confusion matrix and the worst mistakes, on one page.
+        report: learning curve, confusion matrix, slices and the worst mistakes, on one page.
         metrics: the headline numbers.
-        confusion: rows are true classes, columns predicted ones.
+        confusion: rows are true classes, columns predicted ones; the ROC curve is over all classes.
     """
     import shutil
     from pathlib import Path
@@ -44,9 +46,13 @@ def evaluate(
             Path(evaluation.path),
             split=split,
             run_dir=Path(run_dir) if run_dir else None,
+            other_classes=other_classes,
         )
     shutil.copyfile(Path(evaluation.path, "report.html"), report.path)
     for name, value in measured.items():
-        if isinstance(value, dict):  # a headline number, with its interval
+        if isinstance(value, dict) and "value" in value:  # a headline number, with its interval
             metrics.log_metric(name, value["value"])
+    metrics.log_metric("model_mib", measured["model_bytes"] / 2**20)
     confusion.log_confusion_matrix(measured["class_names"], measured["confusion_matrix"])
+    if roc := measured["roc"]:
+        confusion.log_roc_curve(roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"])

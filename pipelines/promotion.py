@@ -6,7 +6,7 @@ Defaults stand here, once.  What a parameter means, its component says.
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Artifact, Model
+from kfp.dsl import HTML, Artifact, Dataset, Model
 
 from components.compare import compare
 from components.promote import promote
@@ -19,13 +19,19 @@ class Judged(NamedTuple):
     """What `compare` alone leaves."""
 
     verdict: Artifact
+    report: HTML
 
 
 @dsl.pipeline(name="compare")
-def compare_alone(challenger: str, champion: str, rules: list[str] = RULES) -> Judged:
-    """Compares two evaluations that are there already, directories or buckets' addresses."""
-    task = compare(challenger=imported(challenger, Artifact), champion=imported(champion, Artifact), rules=rules)
-    return Judged(uncached(task).outputs["verdict"])
+def compare_alone(challenger: str, champion: str, data: str, rules: list[str] = RULES) -> Judged:
+    """Compares two evaluations of a data set, all there already, directories or buckets' addresses."""
+    task = compare(
+        challenger=imported(challenger, Artifact),
+        champion=imported(champion, Artifact),
+        data=imported(data, Dataset),
+        rules=rules,
+    )
+    return Judged(uncached(task).outputs["verdict"], task.outputs["report"])
 
 
 @dsl.pipeline(name="promote")

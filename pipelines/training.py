@@ -18,6 +18,7 @@ OVERRIDES: list[str] = []
 WORKERS = 1
 RUN_DIR = ""
 SPLIT = "test"
+OTHER_CLASSES = False
 
 
 class Prepared(NamedTuple):
@@ -77,7 +78,14 @@ def training(
     trained = uncached(
         train(data=prepared["data"], recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
     ).outputs
-    evaluated = uncached(evaluate(model=trained["model"], data=prepared["data"], split=split, run_dir=run_dir)).outputs
+    task = evaluate(
+        model=trained["model"],
+        data=prepared["data"],
+        split=split,
+        run_dir=run_dir,
+        other_classes=OTHER_CLASSES,
+    )
+    evaluated = uncached(task).outputs
     return Finished(prepared["data"], trained["model"], evaluated["evaluation"], evaluated["report"])
 
 
@@ -101,7 +109,19 @@ def train_alone(
 
 
 @dsl.pipeline(name="evaluate")
-def evaluate_alone(model: str, data: str, split: str = SPLIT, run_dir: str = RUN_DIR) -> Evaluated:
+def evaluate_alone(
+    model: str,
+    data: str,
+    split: str = SPLIT,
+    run_dir: str = RUN_DIR,
+    other_classes: bool = OTHER_CLASSES,
+) -> Evaluated:
     """Evaluates a model on a data set, both there already, directories or a bucket's addresses."""
-    task = evaluate(model=imported(model, Model), data=imported(data, Dataset), split=split, run_dir=run_dir)
+    task = evaluate(
+        model=imported(model, Model),
+        data=imported(data, Dataset),
+        split=split,
+        run_dir=run_dir,
+        other_classes=other_classes,
+    )
     return Evaluated(uncached(task).outputs["evaluation"], task.outputs["report"])

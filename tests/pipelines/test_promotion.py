@@ -9,6 +9,7 @@ import pytest
 
 from tests.trainer.made import LABELS, answers, write_evaluation, write_model
 from trainer import saved_model
+from trainer.data import prepare
 from trainer.registry import Registry
 
 
@@ -24,21 +25,33 @@ def models(tmp_path: Path) -> dict[str, Path]:
     return {name: write_model(tmp_path / name) for name in ("old", "new")}
 
 
-def evaluated(model: Path, wrong: range) -> Path:
+def evaluated(model: Path, wrong: range, split_digest: str) -> Path:
     directory = model.with_name(f"{model.name}.evaluation")
-    return write_evaluation(directory, answers(LABELS, wrong), model_digest=saved_model.open_model(model).digest)
+    digest = saved_model.open_model(model).digest
+    return write_evaluation(directory, answers(LABELS, wrong), model_digest=digest, split_digest=split_digest)
 
 
-def test_a_better_model_is_promoted_and_a_worse_one_is_not(models: dict[str, Path], tmp_path: Path) -> None:
-    old, new = evaluated(models["old"], range(40)), evaluated(models["new"], range(10))
+def test_a_better_model_is_promoted_and_a_worse_one_is_not(models: dict[str, Path], tmp_path: Path, recorded) -> None:
+    data = prepare.run("synthetic:8x8x1:3:300", tmp_path / "data")
+    split_digest = data.manifest["splits"]["test"]["digest"]
+    old, new = (evaluated(models[name], range(wrong), split_digest) for name, wrong in (("old", 40), ("new", 10)))
     root, registry = f"--root={tmp_path / 'runs'}", tmp_path / "registry"
-    found = run("compare", f"--param=challenger={new}", f"--param=champion={old}", root)
+    found = run(
+        "compare", f"--param=challenger={new}", f"--param=champion={old}", f"--param=data={data.directory}", root
+    )
     verdict = Path(json.loads(found.stdout)["verdict"])
     assert json.loads((verdict / "verdict.json").read_text())["verdict"] == "promote"
+    report = Path(json.loads(found.stdout)["report"])
+    assert report.read_bytes() == (verdict / "report.html").read_bytes()
+    shown = recorded(report.with_name("metrics"))
+    assert shown["challenger_accuracy_top_1"] == pytest.approx(290 / 300)
+    assert shown["champion_accuracy_top_1"] == pytest.approx(260 / 300)
+    assert (shown["fixed"], shown["broken"]) == (30, 0)
     # The registry has no champion yet: the verdict is against another.
     words = [f"--param=model={models['new']}", f"--param=verdict={verdict}", f"--param=registry={registry}", root]
     assert "the verdict is against model " in run("promote", *words, expect=7).stderr
-    alone = run("compare", f"--param=challenger={old}", f"--param=champion={new}", root)
+    sides = [f"--param=challenger={old}", f"--param=champion={new}", f"--param=data={data.directory}"]
+    alone = run("compare", *sides, root)
     kept = Path(json.loads(alone.stdout)["verdict"])
     assert json.loads((kept / "verdict.json").read_text())["verdict"] == "keep"
     first = {"verdict": "promote", "sentence": "by hand", "champion": None}

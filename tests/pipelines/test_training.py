@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,32 +47,35 @@ def evaluated(root: Path, data: Path, model: Path) -> dict[str, Path]:
     return outputs(run("evaluate", f"--param=model={model}", f"--param=data={data}", root=root))
 
 
-def test_prepare_data_alone(data: Path) -> None:
+def test_prepare_data_alone(data: Path, recorded) -> None:
     manifest = json.loads((data / "manifest.json").read_text())
     assert manifest["kind"] == "dataset"
     assert sum(split["examples"] for split in manifest["splits"].values()) == 120
-    assert recorded(data)["metadata"]["digest"] == manifest["digest"]
+    assert recorded(data)["digest"] == manifest["digest"]
 
 
 @pytest.mark.long
-def test_train_alone(model: Path, data: Path) -> None:
+def test_train_alone(model: Path, data: Path, recorded) -> None:
     manifest = json.loads((model / "manifest.json").read_text())
     assert manifest["config"]["batch_size"] == 16
     assert manifest["data"]["digest"] == json.loads((data / "manifest.json").read_text())["digest"]
     assert (model / "1" / "saved_model.pb").is_file()
-    assert recorded(model)["metadata"]["framework"] == "tensorflow"
-    assert recorded(model)["metadata"]["weights_sha256"] == manifest["weights_sha256"]
+    assert recorded(model)["framework"] == "tensorflow"
+    assert recorded(model)["weights_sha256"] == manifest["weights_sha256"]
 
 
 @pytest.mark.long
-def test_evaluate_alone(evaluated: dict[str, Path]) -> None:
+def test_evaluate_alone(evaluated: dict[str, Path], recorded) -> None:
     measured = json.loads((evaluated["evaluation"] / "metrics.json").read_text())
     assert measured["n"] == 12
     assert evaluated["report"].read_bytes() == (evaluated["evaluation"] / "report.html").read_bytes()
-    shown = recorded(evaluated["report"].with_name("metrics"))["metadata"]
+    shown = recorded(evaluated["report"].with_name("metrics"))
     assert shown["accuracy_top_1"] == measured["accuracy_top_1"]["value"]
-    confusion = recorded(evaluated["report"].with_name("confusion"))["metadata"]["confusionMatrix"]
+    confusion = recorded(evaluated["report"].with_name("confusion"))["confusionMatrix"]
     assert [row["row"] for row in confusion["rows"]] == measured["confusion_matrix"]
+    points = recorded(evaluated["report"].with_name("confusion"))["confidenceMetrics"]
+    assert [point["recall"] for point in points] == measured["roc"]["true_positive_rate"]
+    assert [point["falsePositiveRate"] for point in points] == measured["roc"]["false_positive_rate"]
 
 
 @pytest.mark.long
@@ -131,12 +133,6 @@ def test_a_data_set_that_does_not_exist_fails_the_task(root: Path, tmp_path: Pat
     assert ran.stderr.splitlines()[-1].startswith("python -m pipelines: prepare_data: ")
     assert str(tmp_path / "nope") in ran.stderr.splitlines()[-1]
     assert ran.stdout == ""
-
-
-def recorded(artifact: Path) -> dict[str, Any]:
-    """What kfp keeps of an artifact: its address and metadata."""
-    outputs = json.loads(artifact.with_name("executor_output.json").read_text())
-    return outputs["artifacts"][artifact.name]["artifacts"][0]
 
 
 def weights(model: Path) -> str:

@@ -1,4 +1,4 @@
-"""The registry, in a directory, an S3 and a Google Cloud bucket: who is champion, whatever is killed or comes at once."""
+"""The registry, in a directory and in buckets: who is champion, whatever is killed or comes at once."""
 
 import concurrent.futures
 import json
