@@ -10,7 +10,9 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ Other = subprocess.Popen[bytes]
 TOLERANCE = 1e-3  # of probabilities in float32, TensorFlow's sums in another order included
 AS_TRAINED = {"float32": 1e-2, "mixed_bfloat16": 0.25, "mixed_float16": 0.25}  # what a network's own rounding may do
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 900.0
 
 
 class Probe(NamedTuple):
@@ -96,14 +99,16 @@ def ask(other: Other, program: Path, encoded: Sequence[bytes], still: Still) -> 
       DataError: it does not answer; says what the process said.
     """
     texts = [os.fsencode(program), *encoded]
-    given: bytes | None = _packed({str(k): np.frombuffer(text, np.uint8) for k, text in enumerate(texts)})
-    while True:
-        try:
-            out, said = other.communicate(given, timeout=POLL_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            given = None  # it goes on where it was
+    given = _packed({str(k): np.frombuffer(text, np.uint8) for k, text in enumerate(texts)})
+    # In a thread: after a timeout of its own, communicate sends no more of what it was given.
+    pool = futures.ThreadPoolExecutor(1)
+    answered = pool.submit(other.communicate, given)
+    pool.shutdown(wait=False)
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while not futures.wait([answered], timeout=POLL_SECONDS).done:
+        if time.monotonic() < patience:  # after it, whoever watches may find that this hangs
             still()
+    out, said = answered.result()
     if other.returncode:
         words = said.decode(errors="replace").strip().splitlines() or [f"exit code {other.returncode}"]
         raise DataError(f"{program}: the exported model does not answer: {words[-1]}")

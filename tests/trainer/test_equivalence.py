@@ -55,6 +55,14 @@ def test_the_manifest_says_how_far_the_export_is_from_the_network(tmp_path: Path
     assert asked  # while it waits, it says that it does not hang
 
 
+def test_images_larger_than_a_pipe_reach_a_process_that_is_slow_to_read(tmp_path: Path):
+    trained = network("float32")
+    large = [images.png(RANDOM.integers(0, 256, (300, 400, 3), np.uint8)) for _ in range(3)]
+    seen = standardize(tf.stack([pixels(each, CONFIG, 3) for each in large]), CONFIG)
+    probe = Probe(large, tf.nn.softmax(trained(seen, training=False)).numpy(), "float32", lambda: None)
+    assert write(tmp_path / "model", trained, probe)["equivalence"]["largest_difference"] < 1e-5
+
+
 def test_an_export_of_other_weights_than_were_trained_is_refused_and_nothing_is_left(tmp_path: Path):
     probe = Probe(ENCODED, said(network("float32", seed=1)), "float32", lambda: None)
     with pytest.raises(
