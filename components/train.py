@@ -7,7 +7,14 @@ from components import component
 
 @component
 def train(
-    data: Input[Dataset], recipe: str, overrides: list[str], workers: int, run_dir: str, model: Output[Model]
+    data: Input[Dataset],
+    recipe: str,
+    overrides: list[str],
+    workers: int,
+    run_dir: str,
+    warm_start: bool,
+    model: Output[Model],
+    champion: Input[Model] = None,
 ) -> None:
     """Trains an image classifier.
 
@@ -17,7 +24,9 @@ def train(
         overrides: fields of the recipe to change, as field=value.
         workers: processes that share the work.
         run_dir: where checkpoints and logs are kept; one that outlives the task lets a retry resume.
+        warm_start: whether the champion's weights are the first ones, where there is a champion.
         model: a SavedModel with its labels, configuration, history and manifest.
+        champion: the model that serves.
     """
     from pathlib import Path
 
@@ -29,7 +38,7 @@ def train(
             Path(data.path),
             Path(model.path),
             recipe=recipe,
-            overrides=overrides,
+            overrides=[*overrides, f"pretrained={champion.path}"] if warm_start and champion else overrides,
             workers=workers,
             run_dir=Path(run_dir) if run_dir else None,
             program="train",

@@ -94,6 +94,15 @@ def compare(values: flags.FlagValues, words: list[str]) -> None:
     logger.info("%s", output / "report.html")
 
 
+def changes(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs `changes`."""
+    from trainer import changes as detection
+
+    config = override(recipe(values.recipe), values.set)
+    found = detection.run(Path(values.data), values.registry, config)
+    _print(values, found, found["said"])
+
+
 def promote(values: flags.FlagValues, words: list[str]) -> None:
     """Runs `promote`."""
     from trainer import registry
@@ -337,6 +346,12 @@ COMMANDS = {
             CLEAN,
         ),
         compare,
+    ),
+    "changes": Command(
+        "Say what has changed since the champion was trained, if anything.",
+        f"{PROGRAM} changes --data=runs/photos --registry=runs/registry",
+        _flags(DATA, REGISTRY, RECIPE, OVERRIDES),
+        changes,
     ),
     "promote": Command(
         "Make a model the champion, as the verdict says.",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from trainer.config import Config
+from trainer.data.dataset import DataSet
 from trainer.errors import DataError, UsageError
 from trainer.knobs import shown
 
@@ -15,6 +16,25 @@ LARGEST_IMAGE = 64
 # Of a channel's values, in levels of 255: a channel that is flat in training must not blow up
 # what is seen later.
 SMALLEST_DEVIATION = 1.0
+
+
+def of_dataset(config: Config, dataset: DataSet, *, bfloat16: bool) -> Config:
+    """`config` with every automatic field decided for `dataset`.
+
+    Raises:
+      DataError, UsageError: as `resolve`, or there is nothing to train on.
+    """
+    if not dataset.splits.get("train"):
+        raise DataError(f"{dataset.directory}: has no split 'train'; it has {', '.join(dataset.splits)}")
+    return resolve(
+        config,
+        examples=dataset.splits["train"],
+        image_shape=dataset.image_shape,
+        image_side=dataset.image_side_median,
+        channel_means=dataset.channel_means,
+        channel_deviations=dataset.channel_deviations,
+        bfloat16=bfloat16,
+    )
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -41,13 +42,14 @@ def write(
     *,
     clean: bool,
     probe: Probe | None = None,
+    census: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the model artifact and returns its manifest.
 
     `weights`: all variables of the model in its order; `manifest`: what is known beside
     them, class_names and image_shape [H, W, C] among it.  The exported network computes in
     float32, channels last, whatever it was trained in: it has to run on processors that are
-    not known.  With a `probe`, what was exported is held against it, and the manifest says how
+    not known.  `census` is the file that says which examples it was trained on.  With a `probe`, what was exported is held against it, and the manifest says how
     far they are apart.
 
     Raises:
@@ -68,6 +70,8 @@ def write(
         (partial / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
         (partial / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
         write_history(partial / "history.csv", history)
+        if census:
+            shutil.copyfile(census, partial / census.name)
         if probe and other:
             here = _probabilities(network, config, probe.encoded)
             manifest["equivalence"] = equivalence.check(other, partial / "1", probe, here)

@@ -85,6 +85,12 @@ class Registry:
 
         return self._append(promotion)
 
+    def undone(self) -> list[int]:
+        """The versions that were champion and are not to be again, the oldest first."""
+        entries = self.history()
+        standing = {entry["version"] for entry in _standing(entries)}
+        return sorted({entry["version"] for entry in entries} - standing)
+
     def undo(self) -> dict[str, Any]:
         """Makes the version before the champion the champion again; returns the entry.
 
@@ -113,23 +119,48 @@ class Registry:
           DataError: there is no such version, or a file is missing or was changed; names it.
           UsageError: something else is at `directory`, and not `clean`.
         """
-        where = f"{self.uri}/versions/{version}"
-        stored = self._store.read(f"versions/{version}/{artifact.MANIFEST}")
-        if stored is None:
-            raise DataError(f"{where}: no such version")
-        digest = self._json(f"versions/{version}.json")["model_digest"]
-        if artifact.sha256(stored) != digest:
-            raise DataError(f"{where}/{artifact.MANIFEST}: is not the one that was promoted; it was changed")
-        manifest = json.loads(stored)
+        stored = self._manifest(version)
         with artifact.copying(directory, stored, clean=clean) as place:
-            for file, expected in manifest["files"].items():
-                content = self._store.read(f"versions/{version}/{file}")
-                if content is None or artifact.sha256(content) != expected:
-                    state = "is missing" if content is None else "differs from what its manifest says"
-                    raise DataError(f"{where}/{file}: {state}")
+            for file, digest in json.loads(stored)["files"].items():
                 (place / file).parent.mkdir(parents=True, exist_ok=True)
-                (place / file).write_bytes(content)
+                (place / file).write_bytes(self._file(f"versions/{version}/{file}", digest))
         return directory
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        """What a version says of itself.
+
+        Raises:
+          DataError: there is no such version, or its manifest was changed; names it.
+        """
+        return json.loads(self._manifest(version))
+
+    def file(self, version: int, name: str) -> bytes:
+        """One file of a version, its digest checked.
+
+        Raises:
+          DataError: as `manifest`, or the file is none of the version's, is missing or was changed; names it.
+        """
+        where = f"versions/{version}/{name}"
+        digest = self.manifest(version)["files"].get(name)
+        if digest is None:
+            raise DataError(f"{self.uri}/{where}: is no file of version {version}")
+        return self._file(where, digest)
+
+    def _file(self, name: str, digest: str) -> bytes:
+        content = self._store.read(name)
+        if content is None or artifact.sha256(content) != digest:
+            state = "is missing" if content is None else "differs from what its manifest says"
+            raise DataError(f"{self.uri}/{name}: {state}")
+        return content
+
+    def _manifest(self, version: int) -> bytes:
+        where = f"versions/{version}/{artifact.MANIFEST}"
+        stored = self._store.read(where)
+        if stored is None:
+            raise DataError(f"{self.uri}/versions/{version}: no such version")
+        if artifact.sha256(stored) != self._json(f"versions/{version}.json")["model_digest"]:
+            raise DataError(f"{self.uri}/{where}: is not the one that was promoted; it was changed")
+        return stored
 
     def _check_order(
         self, champion: Mapping[str, Any] | None, verdict: Mapping[str, Any], exported: saved_model.SavedModel

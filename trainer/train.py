@@ -30,10 +30,10 @@ from trainer import (
 from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster
 from trainer.config import Config
-from trainer.data import examples, input, shards
+from trainer.data import census, examples, input, shards
 from trainer.data.dataset import DataSet, open_dataset
 from trainer.data.examples import Examples
-from trainer.errors import DataError, UsageError
+from trainer.errors import UsageError
 from trainer.learner import Learner
 from trainer.pulse import Pulse
 from trainer.watch import Watch
@@ -256,22 +256,14 @@ def _export(
         if config.check_export:
             encoded = export.sample(config, dataset, setup.train)
             probe = export.probe(config, setup.learner, encoded, POLICIES[config.dtype], still)
-        return export.write(output, manifest, config, weights, state.history, clean=clean, probe=probe)
+        trained_on = dataset.directory / census.FILE
+        known = trained_on if trained_on.is_file() and not config.use_synthetic_data else None
+        return export.write(output, manifest, config, weights, state.history, clean=clean, probe=probe, census=known)
 
 
 def resolved(config: Config, dataset: DataSet) -> Config:
     """`config` with all that is automatic decided for `dataset`."""
-    if not dataset.splits.get("train"):
-        raise DataError(f"{dataset.directory}: has no split 'train'; it has {', '.join(dataset.splits)}")
-    return auto.resolve(
-        config,
-        examples=dataset.splits["train"],
-        image_shape=dataset.image_shape,
-        image_side=dataset.image_side_median,
-        channel_means=dataset.channel_means,
-        channel_deviations=dataset.channel_deviations,
-        bfloat16=devices.computes_in_bfloat16(),
-    )
+    return auto.of_dataset(config, dataset, bfloat16=devices.computes_in_bfloat16())
 
 
 def _check_batch(config: Config, replicas: int) -> None:

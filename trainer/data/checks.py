@@ -8,6 +8,7 @@ nothing was found; identical bytes in two splits or under two classes are warned
 import hashlib
 import itertools
 import logging
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ BATCH = 1024  # images decoded together at most
 
 
 class Seen(NamedTuple):
-    """What is kept of an example; sha256 is of its image."""
+    """What is kept of an example; sha256 is of its image, brightness and contrast are of its values, 0 to 255."""
 
     split: str
     label: int
@@ -37,6 +38,8 @@ class Seen(NamedTuple):
     height: int
     width: int
     channels: int
+    brightness: float = math.nan
+    contrast: float = math.nan
 
 
 class Inspected(NamedTuple):
@@ -142,7 +145,10 @@ def _looked_at(directory: Path, layout: records.Layout) -> Iterator[tuple[Seen, 
                 number, record = batch[int(refused.argmax())]
                 where = _where(layout.origin, split, number, record.name)
                 raise DataError(f"{where}: its pixels cannot be decoded; it is damaged")
-            yield from zip(seen, moments, strict=True)
+            brightness, squares = moments.mean(axis=2).T
+            contrast = np.sqrt(np.maximum(squares - brightness**2, 0.0))
+            for each, of_one, *values in zip(seen, moments, brightness, contrast, strict=True):
+                yield each._replace(brightness=values[0], contrast=values[1]), of_one
 
 
 def _batches(numbered: Iterable[tuple[int, records.Record]]) -> Iterator[list[tuple[int, records.Record]]]:

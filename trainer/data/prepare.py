@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer import artifact
-from trainer.data import checks, records
+from trainer.data import census, checks, records
 from trainer.data.dataset import KIND, DataSet, of_manifest, open_dataset
 from trainer.data.sources import SOURCES
 from trainer.errors import DataError, TrainerError, UsageError
@@ -76,7 +76,9 @@ def _filled(source: str, directory: Path, data_dir: Path | None) -> dict:
         from trainer.data.sources import tfds  # its import costs a second that no other source needs
 
         layout = tfds.fill(source, directory, data_dir)
-    described = checks.manifest_of(checks.inspect(directory, layout), layout)
+    inspected = checks.inspect(directory, layout)
+    described = checks.manifest_of(inspected, layout)
+    census.write(census.of(inspected.seen, layout.class_names), directory / census.FILE)
     if layout.name:
         checks.require_training_images(layout, described)
         records.write_metadata(directory, layout, described["image_shape"])

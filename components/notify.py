@@ -1,0 +1,27 @@
+"""Word of how a pipeline ended."""
+
+from kfp.dsl import PipelineTaskFinalStatus
+
+from components import component
+
+
+@component
+def notify(webhook: str, subject: str, status: PipelineTaskFinalStatus) -> None:
+    """Posts how a pipeline ended to a webhook, as JSON that Slack understands; nothing without one.
+
+    Args:
+        webhook: an https address; empty: that in the environment variable KFP_VISION_WEBHOOK, if any.
+        subject: what the pipeline is about.
+        status: how it ended.
+    """
+    from trainer import notices
+    from trainer.commandline import reporting
+
+    with reporting("notify"):
+        notices.post(
+            webhook,
+            subject=subject,
+            state=status.state,
+            run=status.pipeline_job_resource_name,
+            error=status.error_message or "",
+        )
