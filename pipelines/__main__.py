@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from components import IMAGE
-from pipelines import PIPELINES, compiling, running
+from pipelines import PIPELINES, compiling, packages, parameters, running
 from pipelines.summary import summary
 from trainer.commandline import Command, main
 from trainer.errors import UsageError
@@ -46,8 +46,8 @@ def run(values: flags.FlagValues, words: list[str]) -> None:
     """Runs one pipeline here."""
     if len(words) != 1:
         raise UsageError(f"run takes one NAME or FILE.yaml; the names are {', '.join(PIPELINES)}")
-    pipeline = running.find(words[0])
-    arguments = running.arguments(pipeline, values.param)
+    pipeline = packages.find(words[0])
+    arguments = parameters.arguments(pipeline, values.param)
     outputs = running.run(pipeline, arguments, _path("root", values.root).absolute())
     if values.json:
         print(json.dumps(outputs, indent=1, sort_keys=True))

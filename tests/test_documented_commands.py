@@ -9,7 +9,7 @@ from absl import flags
 
 import pipelines.__main__ as pipelines_program
 import trainer.__main__ as trainer_program
-from pipelines import PIPELINES, running
+from pipelines import PIPELINES, packages, parameters
 from trainer.config import override
 from trainer.errors import UsageError
 from trainer.recipes import recipe
@@ -68,9 +68,9 @@ def check(program: str, words: list[str]) -> None:
     if (program, name) == ("trainer", "recipes") and rest:
         override(recipe(rest[0]), values.set)
     if program == "pipelines" and rest and not rest[0].endswith(".yaml"):
-        running.find(rest[0])
+        packages.find(rest[0])
         if name == "run":
-            running.arguments(running.find(rest[0]), values.param)
+            parameters.arguments(packages.find(rest[0]), values.param)
 
 
 def targets() -> set[str]:
