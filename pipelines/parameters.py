@@ -84,7 +84,7 @@ def _value(name: str, value: Any, parameter_type: int) -> Any:
     wanted, meaning = TYPES.get(parameter_type, TYPES[ParameterType.STRING])
     if wanted is float and type(value) is int:
         return float(value)
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+    if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         raise UsageError(f"{name}={shown}: must be {meaning}")
     return value

@@ -123,7 +123,10 @@ RULES = {
     "components keep their annotations": Rule(("components",), future_annotations),
     "pipelines know what is light of trainer": Rule(
         ("pipelines",),
-        imports_of("trainer", but=("trainer.config", "trainer.recipes", "trainer.errors", "trainer.commandline")),
+        imports_of(
+            "trainer",
+            but=("trainer.config", "trainer.recipes", "trainer.errors", "trainer.commandline", "trainer.knobs"),
+        ),
     ),
     "pipelines compute nothing": Rule(("pipelines",), imports_of(*HEAVY)),
     "flags belong to __main__": Rule(
