@@ -143,28 +143,6 @@ COMMANDS = {
         run,
         "NAME|FILE.yaml",
     ),
-}
-
-
-if __name__ == "__main__":
-    main("python -m pipelines", "Compile and run pipelines.", COMMANDS)
-
-
-COMMANDS = {
-    "compile": Command(
-        "Write pipelines as the YAML that a cluster takes.",
-        "python -m pipelines compile training --output=training.yaml",
-        define_compile,
-        compile_,
-        "[NAME]",
-    ),
-    "run": Command(
-        "Run a pipeline, or a compiled one, on this machine.",
-        "python -m pipelines run training --param=dataset=digits --param=workers=2",
-        define_run,
-        run,
-        "NAME|FILE.yaml",
-    ),
     "submit": Command(
         "Run a pipeline, or a compiled one, on a cluster.",
         "python -m pipelines submit training --host=https://kubeflow.example/pipeline --param=dataset=digits --wait",
