@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from components import IMAGE
-from pipelines import PIPELINES, compiling, packages, parameters, running, schedule_file, submitting, waiting
+from pipelines import PIPELINES, compiling, packages, parameters, running, schedule_file, submitting, tasks, waiting
 from pipelines.schedule_commands import VERBS
 from pipelines.server import Server
 from pipelines.summary import summary
@@ -79,6 +79,8 @@ def submit(values: flags.FlagValues, words: list[str]) -> None:
         raise UsageError(f"--experiment={values.experiment!r}: must be a name")
     server = Server(values.host)
     submitted = submitting.submit(server, package, arguments, values.experiment)
+    version = submitted.version
+    tasks.say(f"version {version.version}: {'uploaded' if version.uploaded else 'there already'}")
     said = submitted.to_dict()
     if not values.json:
         print(submitted.link or submitted.run_id, flush=True)

@@ -52,6 +52,8 @@ def list_all(server: Server) -> Said:
         {"name": name, "enabled": recurring.is_enabled(runs[0]), **recurring.times(runs[0]), "older": len(runs) - 1}
         for name, runs in schedules.items()
     ]
+    if not rows:
+        say("there are no schedules")
     width = max(map(len, schedules), default=0)
     lines = [
         f"{row['name']:{width}}  {'enabled' if row['enabled'] else 'paused '}  {row.get('cron') or row['interval']}"

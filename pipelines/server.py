@@ -33,6 +33,17 @@ ADVICE = {
     403: "whoever signed in may not do that",
     429: "too many calls; try again later",
 }
+# What stood in the way, the particular before the general.
+CAUSES: dict[type[Exception], str] = {
+    urllib3.exceptions.ReadTimeoutError: "did not answer in time",
+    urllib3.exceptions.NameResolutionError: "there is no such host",
+    urllib3.exceptions.NewConnectionError: "could not be reached",
+    urllib3.exceptions.ConnectTimeoutError: "could not be reached in time",
+    urllib3.exceptions.SSLError: "its certificate is not to be trusted, or it speaks no TLS",
+    UnicodeDecodeError: "answers with what is no text",
+}
+# A call that was not answered in time may be taken even now.
+SLOW = 504
 # Of what the server says of its refusal.
 LONGEST = 300
 
@@ -55,7 +66,7 @@ class Patience:
 
 
 class Refusal(ServerError):
-    """What a call ended with: the HTTP status, or 0 where no answer came."""
+    """What a call ended with: the HTTP status, SLOW where no answer came in time, 0 where none came."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -73,11 +84,12 @@ class Server:
     """
 
     def __init__(self, host: str | None, patience: Patience = Patience()) -> None:
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells of each attempt
         self.patience = patience
         self._given = host
         self._identity = signing_in.sign_in(host)
         self._client = self._identity.api_client
+        # It tells of each attempt; the generated client sets its level when it is made.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         self._client.configuration.retries = urllib3.Retry(
             total=patience.attempts - 1,
             backoff_factor=patience.backoff / 2,
@@ -113,7 +125,7 @@ class Server:
                     continue
                 raise self._refusal(error.status or 0, error.reason, error.body) from error
             except (urllib3.exceptions.HTTPError, UnicodeDecodeError) as error:
-                raise Refusal(f"{self.host}: {_cause(error)}", 0) from error
+                raise self._unanswered(error) from error
         self._check_json()
         self._known = True
         return answer
@@ -131,17 +143,19 @@ class Server:
     def ensure(self, find: Callable[[], Found | None], make: Callable[[], Found]) -> tuple[Found, bool]:
         """What `find` finds or else `make` makes, and whether it had to be made.
 
-        A call to make that may have been taken is looked up before it is made again.
+        A call to make that may have been taken is looked up before it is made again, and not made
+        again where it may still be under way.
 
         Raises:
           Refusal: the last one, when `make` has been refused for good or too often.
         """
-        refused = None
+        refused: Refusal | None = None
         for attempt in range(self.patience.attempts):
             if (found := find()) is not None:
                 return found, refused is not None
             try:
-                return make(), True
+                if refused is None or refused.status != SLOW:
+                    return make(), True
             except Refusal as refusal:
                 if refusal.status not in UNSETTLED:
                     raise
@@ -214,6 +228,13 @@ class Server:
             problem = "answers with a page, not as Kubeflow Pipelines; are you signed in, and is it the right --host?"
             raise Refusal(f"{self.host}: {problem}", 0)
 
+    def _unanswered(self, error: Exception) -> Refusal:
+        reason = getattr(error, "reason", None)  # what is at the bottom of urllib3's own retries
+        cause = reason if isinstance(reason, Exception) else error
+        kind = next((kind for kind in CAUSES if isinstance(cause, kind)), None)
+        text = CAUSES[kind] if kind else "the connection broke"
+        return Refusal(f"{self.host}: {text}", SLOW if kind is urllib3.exceptions.ReadTimeoutError else 0)
+
     def _refusal(self, status: int, reason: str | None, body: str | None) -> Refusal:
         try:
             content = json.loads(body or "")
@@ -224,24 +245,6 @@ class Server:
         shown = f"{said[:LONGEST]}…" if len(said) > LONGEST else said
         parts = [f"{self.host}: {status or reason}", *filter(None, (shown, ADVICE.get(status, "")))]
         return Refusal("; ".join(parts), status)
-
-
-def _cause(error: Exception) -> str:
-    """What is at the bottom of what urllib3 wraps."""
-    reason = getattr(error, "reason", None)
-    if isinstance(reason, Exception):
-        error = reason
-    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
-        return "did not answer in time"
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
-        return "could not be reached in time"
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "there is no such host"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "could not be reached"
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return "its certificate is not to be trusted, or it speaks no TLS"
-    return "the connection broke"
 
 
 def _lines(response: Any) -> Iterator[str]:

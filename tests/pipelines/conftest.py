@@ -1,0 +1,52 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipelines import packages
+from pipelines.packages import Package
+from pipelines.server import Patience, Server
+from tests.pipelines.kfp_server import KfpServer, serving
+
+# What is waited for is on this machine.
+QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01)
+
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def kfp() -> Iterator[KfpServer]:
+    """A server that speaks Kubeflow Pipelines' API; what does not conform fails the test."""
+    with serving() as state:
+        yield state
+
+
+@pytest.fixture
+def server(kfp: KfpServer) -> Server:
+    """The program's side of it, quick to give up."""
+    return Server(kfp.host, QUICK)
+
+
+@pytest.fixture(scope="session")
+def package() -> Package:
+    return packages.for_cluster("training")
+
+
+@pytest.fixture
+def ask(kfp: KfpServer) -> Ask:
+    """`python -m pipelines WORDS…` with the server as its own."""
+
+    def ask(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*words), env=known(kfp, **environment), capture_output=True, text=True)
+
+    return ask
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines", *words]
+
+
+def known(kfp: KfpServer, **environment: str) -> dict[str, str]:
+    return {**os.environ, "KF_PIPELINES_ENDPOINT": kfp.host, **environment}
