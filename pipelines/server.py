@@ -55,7 +55,8 @@ class Patience:
     """How long a server is waited for; times in seconds.
 
     A call that may be repeated is made `attempts` times, with waits of `backoff`, twice that,
-    and so on between; `poll` is the time from one look at a run to the next.
+    and so on between; `poll` is the time from one look at a run to the next, and `outage` how
+    long a server may be away while a run is waited for.
     """
 
     connect: float = 10.0
@@ -63,6 +64,7 @@ class Patience:
     attempts: int = 4
     backoff: float = 1.0
     poll: float = 5.0
+    outage: float = 300.0
 
 
 class Refusal(ServerError):

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.server import Server
+from pipelines.server import UNSETTLED, Refusal, Server
 from pipelines.submitting import Submitted
 from pipelines.tasks import own_lines, say
 from trainer.errors import Interrupted, RunFailed, ServerError
@@ -33,19 +33,17 @@ def wait(server: Server, submitted: Submitted, tasks: set[str]) -> str:
 
     Raises:
       RunFailed: a task failed, or the run was canceled; the last lines of the log have been shown.
-      ServerError: the server cannot be reached any more; the run goes on.
+      ServerError: the server refuses, or has been away for too long; the run goes on.
       Interrupted: Ctrl-C; the run goes on.
     """
-    told: dict[str, str] = {}
     where = submitted.link or f"run {submitted.run_id}"
+    told: dict[str, str] = {}
     try:
-        while True:
-            run = server.call(server.runs.run_service_get_run, submitted.run_id)
+        for run in _looks(server, submitted.run_id):
             details = _details(run, tasks)
             _tell(told, details, run.state)
             if run.state in FINAL:
                 break
-            time.sleep(server.patience.poll)
         if run.state in BAD:
             raise RunFailed(f"{_failure(server, run, details)}; {where}")
     except KeyboardInterrupt:
@@ -53,6 +51,23 @@ def wait(server: Server, submitted: Submitted, tasks: set[str]) -> str:
     except ServerError as error:
         raise ServerError(f"{error}; the run goes on: {where}") from error
     return run.state
+
+
+def _looks(server: Server, run_id: str) -> Iterator[Any]:
+    """The run as it is now, and now, and now; over times when the server is away."""
+    seen, away = time.monotonic(), False
+    while True:
+        try:
+            run = server.call(server.runs.run_service_get_run, run_id)
+            seen, away = time.monotonic(), False
+            yield run
+        except Refusal as refusal:
+            if refusal.status not in UNSETTLED or time.monotonic() - seen > server.patience.outage:
+                raise
+            if not away:
+                say(f"{refusal}; still asking")
+            away = True
+        time.sleep(server.patience.poll)
 
 
 def _details(run: Any, tasks: set[str]) -> list[Any]:

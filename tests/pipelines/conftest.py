@@ -11,7 +11,7 @@ from pipelines.server import Patience, Server
 from tests.pipelines.kfp_server import KfpServer, serving
 
 # What is waited for is on this machine.
-QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01)
+QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01, outage=0)
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
 
