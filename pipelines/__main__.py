@@ -84,15 +84,17 @@ def submit(values: flags.FlagValues, words: list[str]) -> None:
     said = submitted.to_dict()
     if not values.json:
         print(submitted.link or submitted.run_id, flush=True)
+    ended = waiting.Ended("")
     try:
         if values.wait:
-            said["state"] = waiting.wait(server, submitted, package.tasks())
-    except RunFailed:
-        said["state"] = "FAILED"
-        raise
+            ended = waiting.wait(server, submitted, package.tasks())
+            said |= {"state": ended.state, "problem": ended.problem}
     finally:
+        # Also where the wait breaks off: the run goes on, and a program wants its id.
         if values.json:
             print(json.dumps(said, indent=1, sort_keys=True))
+    if ended.problem:
+        raise RunFailed(ended.problem)
 
 
 def define_schedule(values: flags.FlagValues) -> None:

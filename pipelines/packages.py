@@ -45,6 +45,11 @@ class Package:
         return {task.task_info.name or key for dag in dags for key, task in dag.tasks.items()}
 
 
+def is_file(name: str) -> bool:
+    """Whether a pipeline's name is that of a file which holds it."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def find(name: str) -> PipelineSpec:
     """The pipeline of a name, or the compiled one in a YAML file.
 
@@ -60,7 +65,7 @@ def read(name: str) -> Package:
     Raises:
       UsageError: no such file, or it does not hold a pipeline.
     """
-    if not name.endswith((".yaml", ".yml")):
+    if not is_file(name):
         raise UsageError(f"no pipeline '{name}'; there are {', '.join(PIPELINES)}; a compiled one is FILE.yaml")
     if not os.path.isfile(name):
         raise UsageError(f"{name}: no such file; `python -m pipelines compile` writes one")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from pipelines import PIPELINES, cron, packages, parameters
+from pipelines import cron, packages, parameters
 from pipelines.packages import Package
 from trainer.errors import UsageError
 from trainer.knobs import Knobs, knob
@@ -119,6 +119,6 @@ def _schedule(content: dict[Any, Any], directory: Path) -> Schedule:
 
 def _package(pipeline: str, directory: Path) -> Package:
     try:
-        return packages.for_cluster(pipeline if pipeline in PIPELINES else os.fspath(directory / pipeline))
+        return packages.for_cluster(os.fspath(directory / pipeline) if packages.is_file(pipeline) else pipeline)
     except UsageError as error:
         raise UsageError(f"pipeline: {error}") from error

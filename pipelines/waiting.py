@@ -3,12 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.server import UNSETTLED, Refusal, Server
 from pipelines.submitting import Submitted
 from pipelines.tasks import own_lines, say
-from trainer.errors import Interrupted, RunFailed, ServerError
+from trainer.errors import Interrupted, ServerError
 
 # The states that a run or task does not leave; kfp's own wait does not know the last.
 GOOD = ("SUCCEEDED", "SKIPPED")
@@ -28,11 +29,18 @@ LOG_LINES = 20
 POD = "system-container-impl"
 
 
-def wait(server: Server, submitted: Submitted, tasks: set[str]) -> str:
-    """Waits for a run to end, telling what becomes of each of `tasks`, and returns its last state.
+@dataclass(frozen=True)
+class Ended:
+    """The last state of a run, and what was wrong, in a line, where it did not end well."""
+
+    state: str
+    problem: str = ""
+
+
+def wait(server: Server, submitted: Submitted, tasks: set[str]) -> Ended:
+    """Waits for a run to end, telling what becomes of each of `tasks`; of one that fails, the last lines too.
 
     Raises:
-      RunFailed: a task failed, or the run was canceled; the last lines of the log have been shown.
       ServerError: the server refuses, or has been away for too long; the run goes on.
       Interrupted: Ctrl-C; the run goes on.
     """
@@ -44,13 +52,11 @@ def wait(server: Server, submitted: Submitted, tasks: set[str]) -> str:
             _tell(told, details, run.state)
             if run.state in FINAL:
                 break
-        if run.state in BAD:
-            raise RunFailed(f"{_failure(server, run, details)}; {where}")
+        return Ended(run.state, f"{_failure(server, run, details)}; {where}" if run.state in BAD else "")
     except KeyboardInterrupt:
         raise Interrupted(f"no longer waiting; the run goes on: {where}") from None
     except ServerError as error:
         raise ServerError(f"{error}; the run goes on: {where}") from error
-    return run.state
 
 
 def _looks(server: Server, run_id: str) -> Iterator[Any]:
