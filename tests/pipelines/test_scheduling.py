@@ -286,6 +286,78 @@ def test_of_four_at_once_at_most_one_stands(kfp: KfpServer, old: Schedule, new: 
     assert len(kfp.named(NAME)) == 1
 
 
+def interleaved(kfp: KfpServer, first: Schedule, number: int, second: Schedule, other: int) -> tuple[list[str], bool]:
+    """Applies one up to a request, then another up to one of its own; then the one to its end, and the other.
+
+    What each ended with, and whether both came that far.
+    """
+    servers = [Server(kfp.host, QUICK) for _ in range(2)]
+    ended, reached = ["", ""], [0, 0]
+    stopped, released = threading.Event(), threading.Event()
+
+    def apply(place: int) -> None:
+        try:
+            scheduling.apply(servers[place], [first, second][place])
+        except ServerError as error:
+            ended[place] = str(error)
+        if place:
+            stopped.set()
+
+    inner = threading.Thread(target=apply, args=[1])
+
+    def before(_: int, request: str) -> None:
+        if not inner.ident:  # the first's requests
+            reached[0] += 1
+            if reached[0] == number:
+                inner.start()
+                stopped.wait()
+        elif not stopped.is_set():  # the second's, while the first waits
+            reached[1] += 1
+            if reached[1] == other:
+                stopped.set()
+                released.wait()
+
+    kfp.before = before
+    apply(0)
+    released.set()
+    if inner.ident:
+        inner.join()
+    kfp.before = lambda number, request: None
+    return ended, reached == [number, other]
+
+
+def check_interleaved(kfp: KfpServer, old: Schedule, new: Schedule, number: int, other: int) -> bool:
+    """Whether both came that far; what they leave is right."""
+    kfp.recurring_runs.clear()
+    ended, both = interleaved(kfp, old, number, new, other)
+    assert len(kfp.enabled(NAME)) <= 1, (number, other)
+    if "" in ended:
+        assert len(kfp.enabled(NAME)) == 1, (number, other)
+    scheduling.apply(Server(kfp.host, QUICK), new)
+    assert is_right(kfp, new)
+    assert len(kfp.named(NAME)) == 1
+    return both
+
+
+def test_of_two_that_meet_at_most_one_stands(kfp: KfpServer, old: Schedule, new: Schedule) -> None:
+    # The first has elected its own and not looked at the others yet, or not enabled it; the second is anywhere.
+    met = [check_interleaved(kfp, old, new, number, other) for number in (13, 15) for other in range(13, 30)]
+    assert sum(met) > 20
+
+
+@pytest.mark.long
+def test_of_two_that_meet_anywhere_at_most_one_stands(kfp: KfpServer, old: Schedule, new: Schedule) -> None:
+    for number in range(1, 1000):
+        others = 0
+        for other in range(1, 1000):
+            if not check_interleaved(kfp, old, new, number, other):
+                break
+            others = other
+        if not others:
+            assert number > 15
+            return
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_same_file_at_once_is_one_schedule(kfp: KfpServer, old: Schedule, seed: int) -> None:
     draw = random.Random(seed)
