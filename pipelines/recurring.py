@@ -103,11 +103,14 @@ def described(server: Server, run: Any) -> dict[str, Any]:
 
 
 def times(run: Any) -> dict[str, str]:
-    """When it starts runs: `cron` or `interval`."""
-    trigger = run.trigger
-    if trigger and trigger.periodic_schedule and trigger.periodic_schedule.interval_second:
-        return {"interval": cron.interval(int(trigger.periodic_schedule.interval_second))}
-    return {"cron": trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""}
+    """When it starts runs: `cron` or `interval`; and `start` and `end`, which no schedule file has."""
+    schedule = run.trigger.periodic_schedule or run.trigger.cron_schedule
+    bounds = {name: getattr(schedule, f"{name}_time") for name in ("start", "end")}
+    if run.trigger.periodic_schedule:
+        said = {"interval": cron.interval(int(schedule.interval_second))}
+    else:
+        said = {"cron": schedule.cron}
+    return said | {name: moment.isoformat() for name, moment in bounds.items() if moment}
 
 
 def _list(server: Server, **keywords: str) -> Any:

@@ -216,9 +216,11 @@ class Server:
         greeting = self.call(kfp_server_api.HealthzServiceApi(self._client).healthz_service_get_healthz)
         if greeting.multi_user is None:
             raise ServerError(f"{self.host}: answers, but is no Kubeflow Pipelines; see --host")
-        if greeting.multi_user and not self._identity.namespace:
+        if not greeting.multi_user:
+            return None
+        if not self._identity.namespace:
             raise UsageError(f"{self.host} has many users: {signing_in.NO_NAMESPACE}")
-        return self._identity.namespace or None
+        return self._identity.namespace
 
     def _check_json(self) -> None:
         """The generated client takes a page for a model without fields."""

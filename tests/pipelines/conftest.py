@@ -4,11 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
+from absl import flags
 
 from pipelines import packages
+from pipelines.__main__ import COMMANDS
 from pipelines.packages import Package
 from pipelines.server import Patience, Server
 from tests.pipelines.kfp_server import KfpServer, serving
+from trainer.commandline import exit_code_of
 
 # What is waited for is on this machine.
 QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01, outage=0)
@@ -42,6 +45,22 @@ def ask(kfp: KfpServer) -> Ask:
         return subprocess.run(command(*words), env=known(kfp, **environment), capture_output=True, text=True)
 
     return ask
+
+
+@pytest.fixture
+def here(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """The same without a process of its own."""
+
+    def here(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.host)
+        values = flags.FlagValues()
+        COMMANDS[name].define(values)
+        rest = values([name, *words])[1:]
+        capsys.readouterr()
+        code = exit_code_of("python -m pipelines", lambda: COMMANDS[name].run(values, rest))
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return here
 
 
 def command(*words: str) -> list[str]:

@@ -223,8 +223,8 @@ class Api:
 
     def in_namespace(self, table: dict[str, dict]) -> list[dict]:
         wanted = self.query.get("namespace")
-        if self.state.multi_user and not wanted:
-            raise Refused(400, "A namespace is needed")
+        if bool(wanted) != self.state.multi_user:
+            raise Refused(400, "A namespace is needed where there are many users, and only there")
         return [row for row in table.values() if row.get("namespace") == wanted]
 
     def of_experiment(self, table: dict[str, dict]) -> list[dict]:

@@ -106,8 +106,8 @@ def test_what_is_no_schedule_is_refused(tmp_path: Path, content: str | bytes) ->
 
 
 @pytest.mark.parametrize("verb", ["plan", "apply"])
-def test_no_server_is_asked_before_the_file_is_right(tmp_path: Path, verb: str, kfp: KfpServer, ask: Ask) -> None:
-    ran = ask("schedule", verb, write(tmp_path, concurrency="11"))
+def test_no_server_is_asked_before_the_file_is_right(tmp_path: Path, verb: str, kfp: KfpServer, here: Ask) -> None:
+    ran = here("schedule", verb, write(tmp_path, concurrency="11"))
     assert (ran.returncode, ran.stdout, kfp.requests) == (2, "", [])
     assert ran.stderr.count("\n") == 1
     assert "concurrency=11: must be from 1 to 10" in ran.stderr
@@ -125,8 +125,8 @@ def test_no_server_is_asked_before_the_file_is_right(tmp_path: Path, verb: str, 
         (["plan", "none.yaml"], "none.yaml: no such file"),
     ],
 )
-def test_a_wrong_word_is_one_line(words: list[str], said: str, kfp: KfpServer, ask: Ask) -> None:
-    ran = ask("schedule", *words)
+def test_a_wrong_word_is_one_line(words: list[str], said: str, kfp: KfpServer, here: Ask) -> None:
+    ran = here("schedule", *words)
     assert (ran.returncode, ran.stdout, kfp.requests) == (2, "", [])
     assert ran.stderr.count("\n") == 1
     assert said in ran.stderr

@@ -53,8 +53,7 @@ def new(schedule) -> Schedule:
 
 def is_right(kfp: KfpServer, wanted: Schedule) -> bool:
     """Whether exactly one is enabled, and says what the file says."""
-    [run] = kfp.enabled(NAME)
-    return scheduling.plan(Server(kfp.host, QUICK), wanted).changes() == {} and run["max_concurrency"] == "1"
+    return len(kfp.enabled(NAME)) == 1 and not scheduling.plan(Server(kfp.host, QUICK), wanted).changes()
 
 
 def test_a_plan_changes_nothing(kfp: KfpServer, server: Server, old: Schedule) -> None:
@@ -172,11 +171,33 @@ def test_a_run_that_begins_while_we_look_is_left_alone(
     assert kfp.killed == []
 
 
+def test_among_many_users_there_is_a_namespace(kfp: KfpServer, ask: Ask, tmp_path: Path) -> None:
+    kfp.multi_user = True
+    context = tmp_path / ".config/kfp/context.json"
+    context.parent.mkdir(parents=True)
+    context.write_text(json.dumps({"namespace": "team"}))
+    file = write(tmp_path)
+    for words in (["apply", file], ["apply", file], ["list"]):
+        ran = ask("schedule", *words, HOME=str(tmp_path))
+        assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "nightly  enabled  0 0 3 * * *\n"
+    assert {one["namespace"] for one in [*kfp.pipelines.values(), *kfp.experiments.values()]} == {"team"}
+
+
 def test_others_of_other_names_are_left_alone(kfp: KfpServer, server: Server, schedule, old: Schedule) -> None:
     scheduling.apply(server, schedule(name="nightly-2"))
     scheduling.apply(server, old)
     scheduling.apply(server, schedule(cron="0 4 * * *"))
     assert len(kfp.named("nightly-2")) == len(kfp.enabled("nightly-2")) == 1
+
+
+def test_an_end_that_no_file_has_is_a_difference(kfp: KfpServer, server: Server, old: Schedule) -> None:
+    scheduling.apply(server, old)
+    [run] = kfp.named(NAME)
+    run["trigger"]["cron_schedule"]["end_time"] = "2026-01-01T00:00:00Z"
+    assert scheduling.plan(server, old).changes() == {"end": ("2026-01-01T00:00:00+00:00", None)}
+    scheduling.apply(server, old)
+    assert is_right(kfp, old)
 
 
 def test_what_somebody_made_by_hand_is_replaced(kfp: KfpServer, server: Server, old: Schedule, new: Schedule) -> None:
@@ -375,39 +396,39 @@ def test_one_that_is_not_there_is_named_with_those_that_are(server: Server, old:
             act(server, "nope")
 
 
-def test_the_commands_say_what_they_do(kfp: KfpServer, ask: Ask, tmp_path: Path) -> None:
+def test_the_commands_say_what_they_do(kfp: KfpServer, here: Ask, tmp_path: Path) -> None:
     file = write(tmp_path)
-    planned = ask("schedule", "plan", file)
+    planned = here("schedule", "plan", file)
     assert planned.stdout.splitlines()[0] == "nightly: new; times are in UTC"
     assert "  cron         0 0 3 * * *" in planned.stdout.splitlines()
-    applied = ask("schedule", "apply", file)
+    applied = here("schedule", "apply", file)
     [run] = kfp.named(NAME)
     link = f"{kfp.host}/#/recurringrun/details/{run['recurring_run_id']}"
     assert applied.stdout.splitlines() == ["nightly: created; enabled; times are in UTC", link]
-    assert ask("schedule", "plan", file).stdout == "nightly: as the file says; times are in UTC\n"
+    assert here("schedule", "plan", file).stdout == "nightly: as the file says; times are in UTC\n"
     changed = write(tmp_path, cron="0 4 * * *", concurrency=2)
-    said = ask("schedule", "plan", changed)
+    said = here("schedule", "plan", changed)
     assert said.stdout.splitlines() == [
         "nightly: differs; times are in UTC",
         "  cron         0 0 3 * * * → 0 0 4 * * *",
         "  concurrency  1 → 2",
     ]
-    assert json.loads(ask("schedule", "plan", changed, "--json").stdout)["changes"] == {
+    assert json.loads(here("schedule", "plan", changed, "--json").stdout)["changes"] == {
         "concurrency": {"now": 1, "file": 2},
         "cron": {"now": "0 0 3 * * *", "file": "0 0 4 * * *"},
     }
     kfp.fire(run["recurring_run_id"])
-    applied = ask("schedule", "apply", changed)
+    applied = here("schedule", "apply", changed)
     assert applied.stdout.startswith("nightly: changed cron, concurrency; enabled; times are in UTC\n")
     assert applied.stderr == ("nightly: left 1, disabled: a run of theirs is in progress, which removing could end\n")
-    assert ask("schedule", "list").stdout == "nightly  enabled  0 0 4 * * *\n"
-    shown = json.loads(ask("schedule", "show", NAME, "--json").stdout)
+    assert here("schedule", "list").stdout == "nightly  enabled  0 0 4 * * *\n"
+    shown = json.loads(here("schedule", "show", NAME, "--json").stdout)
     assert (shown["cron"], shown["enabled"], shown["older"]) == ("0 0 4 * * *", True, 1)
-    assert ask("schedule", "pause", NAME).stdout == "nightly: paused; runs in progress go on\n"
-    assert ask("schedule", "resume", NAME).stdout == "nightly: enabled; times are in UTC\n"
-    deleted = ask("schedule", "delete", NAME)
+    assert here("schedule", "pause", NAME).stdout == "nightly: paused; runs in progress go on\n"
+    assert here("schedule", "resume", NAME).stdout == "nightly: enabled; times are in UTC\n"
+    deleted = here("schedule", "delete", NAME)
     assert deleted.stdout == "nightly: disabled; delete it again when its run has ended\n"
-    assert ask("schedule", "list", "--json").returncode == 0
+    assert here("schedule", "list", "--json").returncode == 0
 
 
 @pytest.mark.long
