@@ -69,7 +69,7 @@ def switch(server: Server, run: Any, enabled: bool) -> None:
 def remove(server: Server, run: Any) -> bool:
     """Removes one that is disabled, unless a run of it is in progress; whether it is gone.
 
-    Removing it can take its runs along.  A server of 2.15 or newer can be told to leave them,
+    Removing it can take its runs along.  A server of 2.16 or newer can be told to leave them,
     which serves for a run that begins while we look.
     """
     predicates = [("state", state) for state in FINAL]

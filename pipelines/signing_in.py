@@ -34,6 +34,8 @@ COOKIES = "KF_PIPELINES_COOKIES"
 NO_NAMESPACE = """say which is yours in ~/.config/kfp/context.json, as {"namespace": "NAME"}"""
 # What a configuration has until somebody says where the server is.
 NOWHERE = kfp_server_api.Configuration().host
+# Of the parts of a cookie or header that are taken for secret.
+SHORTEST = 8
 HEADER = re.compile(r"[ -~]+")
 
 
@@ -69,8 +71,8 @@ class Identity:
     def redacted(self, text: str) -> str:
         """`text`, with nothing in it that signs in."""
         for secret in self._secrets():
-            for part in (secret, secret.partition(" ")[2]):
-                text = text.replace(part, "…") if part else text
+            for part in sorted({secret, *re.split("[ ;=]+", secret)}, key=len, reverse=True):
+                text = text.replace(part, "…") if len(part) >= SHORTEST or part == secret else text
         return text
 
     def _secrets(self) -> Iterator[str]:

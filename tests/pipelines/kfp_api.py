@@ -34,7 +34,7 @@ class State:
     """What the server knows, by id; and what a test wants of it."""
 
     multi_user: bool = False
-    knows_orphans: bool = True  # as servers do from 2.15 on
+    knows_orphans: bool = True  # as servers do from 2.16 on
     stories: list[list[dict]] = field(default_factory=list)  # what each look at the next runs finds
     logs: dict[str, str] = field(default_factory=dict)  # by pod
     pipelines: dict[str, dict] = field(default_factory=dict)

@@ -1,5 +1,7 @@
 """What is wrong in a schedule file is said in one line, by field, before a server is asked anything."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tests.pipelines.conftest import Ask
 from tests.pipelines.kfp_server import KfpServer
 from trainer.errors import UsageError
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "scheduling.md"
 GOOD = {
     "name": "nightly-flowers",
     "pipeline": "training",
@@ -31,6 +34,24 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     assert (settings.enabled, settings.concurrency, settings.catchup, settings.version) == (True, 1, False, "pinned")
     assert schedule.parameters == {"dataset": "folder:gs://flowers/images", "overrides": ["train_epochs=20"]}
     assert (schedule.cron, schedule.interval) == ("0 0 3 * * *", None)
+
+
+def test_the_documented_file_is_taken(tmp_path: Path) -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    path = tmp_path / "nightly.yaml"
+    path.write_text(example)
+    assert schedule_file.read(str(path)).settings.name == "nightly-flowers"
+
+
+def test_every_field_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\S*)", DOCUMENT.read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == sorted(schedule_file.FIELDS, key=[name for name, _ in rows].index)
+    defaults = {field.name: str(field.default).lower() for field in dataclasses.fields(schedule_file.Settings)}
+    assert {name: told.strip("`") for name, told in rows if told.strip("`|")}.items() <= {
+        **defaults,
+        "parameters": "none",
+        "experiment": "name",
+    }.items()
 
 
 def test_an_interval_takes_the_place_of_a_cron(tmp_path: Path) -> None:

@@ -225,6 +225,9 @@ def test_cookies_are_sent(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("KF_PIPELINES_COOKIES", f"authservice_session={SECRET}")
     Server(kfp.host, QUICK)
     assert kfp.cookies == [f"authservice_session={SECRET}"]
+    kfp.faults = [Fault("GET", status=403, body=f"no session {SECRET}")]
+    with pytest.raises(Refusal, match="403; no session …; whoever"):
+        Server(kfp.host, QUICK)
 
 
 @pytest.mark.parametrize("name", ["KF_PIPELINES_EXISTING_TOKEN", "KF_PIPELINES_COOKIES"])
