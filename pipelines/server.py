@@ -99,7 +99,7 @@ class Server:
             allowed_methods=("GET", "DELETE"),  # what deletes twice finds nothing to delete
             retry_after_max=round(patience.read),
             raise_on_status=False,
-            redirect=False,  # to a page to sign in at; and a call that changes something would become one that reads
+            redirect=False,  # to a page to sign in at, headers and all
         )
         self._client.rest_client = rest.RESTClientObject(self._client.configuration)
         self._known = False

@@ -141,7 +141,7 @@ def _run_named(server: Server, name: str, experiment_id: str) -> Any:
 
 def _named(found: Iterable[Any], name: str) -> Any:
     """The one of exactly this name: some servers' filters do not tell a from A."""
-    # Servers before 2.15 give a pipeline a display name only.
+    # Older servers give a pipeline a display name only.
     return next((one for one in found if name in (getattr(one, "name", None), one.display_name)), None)
 
 
