@@ -14,7 +14,8 @@ from typing import Any
 import kfp_server_api
 
 from pipelines import cron
-from pipelines.server import Refusal, Server
+from pipelines.refusals import Refusal
+from pipelines.server import Server
 from pipelines.waiting import FINAL
 
 DESCRIPTION = "Applied from a schedule file; generation {}."

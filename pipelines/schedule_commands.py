@@ -65,7 +65,7 @@ def list_all(server: Server) -> Said:
 def show(server: Server, name: str) -> Said:
     """A schedule as the server has it."""
     newest, *older = scheduling.known(server, name)
-    link = server.page(f"recurringrun/details/{newest.recurring_run_id}")
+    link = server.link(f"recurringrun/details/{newest.recurring_run_id}")
     described = recurring.described(server, newest)
     said = {"name": name, **described, "recurring_run_id": newest.recurring_run_id, "link": link, "older": len(older)}
     rows = {field: _shown(value) for field, value in described.items()}

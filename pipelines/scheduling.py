@@ -98,7 +98,7 @@ def apply(server: Server, schedule: Schedule) -> Applied:
             raise ServerError(f"{name}: another apply came at the same time, and its schedule stands; apply again")
         elif _settled(server, name, elected, enabled):
             removed, left = _tidied(server, name, elected)
-            link = server.page(f"recurringrun/details/{elected.recurring_run_id}")
+            link = server.link(f"recurringrun/details/{elected.recurring_run_id}")
             return Applied(elected.recurring_run_id, link, removed, left)
     raise ServerError(f"{name}: others change it all the time; apply again")
 

@@ -5,7 +5,6 @@ under it, which take time-outs and retries.
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import time
@@ -17,35 +16,11 @@ import kfp_server_api
 import urllib3
 from kfp_server_api import rest
 
-from pipelines import signing_in
+from pipelines import refusals, signing_in
+from pipelines.refusals import Refusal
 from trainer.errors import ServerError, UsageError
 
 PAGE_SIZE = 100
-# Answers after which the same call may do better.
-PASSING = (429, 500, 502, 503, 504)
-# What a call that changes something may end with and have been taken all the same; or, a
-# conflict, another's may have been.
-UNSETTLED = (0, 409, *PASSING)
-ADVICE = {
-    301: "it has moved; give --host as it is now",
-    302: "it sends us elsewhere, perhaps to sign in; docs/submitting.md says how",
-    401: "docs/submitting.md says how to sign in",
-    403: "whoever signed in may not do that",
-    429: "too many calls; try again later",
-}
-# What stood in the way, the particular before the general.
-CAUSES: dict[type[Exception], str] = {
-    urllib3.exceptions.ReadTimeoutError: "did not answer in time",
-    urllib3.exceptions.NameResolutionError: "there is no such host",
-    urllib3.exceptions.NewConnectionError: "could not be reached",
-    urllib3.exceptions.ConnectTimeoutError: "could not be reached in time",
-    urllib3.exceptions.SSLError: "its certificate is not to be trusted, or it speaks no TLS",
-    UnicodeDecodeError: "answers with what is no text",
-}
-# A call that was not answered in time may be taken even now.
-SLOW = 504
-# Of what the server says of its refusal.
-LONGEST = 300
 
 Found = TypeVar("Found")
 
@@ -65,14 +40,6 @@ class Patience:
     backoff: float = 1.0
     poll: float = 5.0
     outage: float = 300.0
-
-
-class Refusal(ServerError):
-    """What a call ended with: the HTTP status, SLOW where no answer came in time, 0 where none came."""
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Server:
@@ -95,7 +62,7 @@ class Server:
         self._client.configuration.retries = urllib3.Retry(
             total=patience.attempts - 1,
             backoff_factor=patience.backoff / 2,
-            status_forcelist=PASSING,
+            status_forcelist=refusals.PASSING,
             allowed_methods=("GET", "DELETE"),  # what deletes twice finds nothing to delete
             retry_after_max=round(patience.read),
             raise_on_status=False,
@@ -116,19 +83,21 @@ class Server:
         Raises:
           Refusal: it refused, did not answer in time, or with something else than its API has.
         """
-        for attempt in itertools.count():
+        try:
             try:
-                answer = method(*arguments, **keywords, _request_timeout=self._timeout)
-                break
+                answer = self._answer(method, *arguments, **keywords)
             except kfp_server_api.ApiException as error:
-                if error.status == 401 and self._known and attempt == 0:
-                    # What has been accepted runs out within the hour, with some.
-                    self._identity.renew(self._given)
-                    continue
-                raise self._refusal(error.status or 0, error.reason, error.body) from error
-            except (urllib3.exceptions.HTTPError, UnicodeDecodeError) as error:
-                raise self._unanswered(error) from error
-        self._check_json()
+                if error.status != 401 or not self._known:
+                    raise
+                # What has been accepted runs out within the hour, with some.
+                self._identity.renew(self._given)
+                answer = self._answer(method, *arguments, **keywords)
+        except kfp_server_api.ApiException as error:
+            if not error.status:
+                raise refusals.unreadable(self.host) from error
+            raise refusals.refused(self.host, error.status, error.body, self._identity.redacted) from error
+        except urllib3.exceptions.HTTPError as error:
+            raise refusals.unanswered(self.host, error) from error
         self._known = True
         return answer
 
@@ -156,10 +125,10 @@ class Server:
             if (found := find()) is not None:
                 return found, refused is not None
             try:
-                if refused is None or refused.status != SLOW:
+                if refused is None or refused.status != refusals.SLOW:
                     return make(), True
             except Refusal as refusal:
-                if refusal.status not in UNSETTLED:
+                if refusal.status not in refusals.UNSETTLED:
                     raise
                 refused = refusal
             time.sleep(self.patience.backoff * 2**attempt)
@@ -195,7 +164,7 @@ class Server:
             with contextlib.closing(response):
                 if "html" not in response.headers.get("content-type", ""):
                     yield from _lines(response)
-        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, AttributeError):
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, UnicodeDecodeError):
             return
 
     @property
@@ -203,7 +172,7 @@ class Server:
         """The server's address."""
         return self._client.configuration.host
 
-    def page(self, place: str) -> str:
+    def link(self, place: str) -> str:
         """The address of a page for people; nothing where only the API's address is known."""
         return f"{self._identity.pages}/#/{place}" if self._identity.pages else ""
 
@@ -222,33 +191,24 @@ class Server:
             raise UsageError(f"{self.host} has many users: {signing_in.NO_NAMESPACE}")
         return self._identity.namespace
 
-    def _check_json(self) -> None:
-        """The generated client takes a page for a model without fields."""
+    def _answer(self, method: Callable, *arguments: Any, **keywords: Any) -> Any:
+        """What the generated client makes of the answer, where that is JSON.
+
+        It takes a page for a model without fields, and fails in many ways on what is neither.
+        """
+        self._client.last_response = None
         try:
+            answer = method(*arguments, **keywords, _request_timeout=self._timeout)
             said = json.loads(self._client.last_response.data)
-        except ValueError:
-            said = None
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError):
+            raise
+        except Exception as error:
+            if self._client.last_response is None:
+                raise
+            raise refusals.unreadable(self.host) from error
         if not isinstance(said, dict):
-            problem = "answers with a page, not as Kubeflow Pipelines; are you signed in, and is it the right --host?"
-            raise Refusal(f"{self.host}: {problem}", 0)
-
-    def _unanswered(self, error: Exception) -> Refusal:
-        reason = getattr(error, "reason", None)  # what is at the bottom of urllib3's own retries
-        cause = reason if isinstance(reason, Exception) else error
-        kind = next((kind for kind in CAUSES if isinstance(cause, kind)), None)
-        text = CAUSES[kind] if kind else "the connection broke"
-        return Refusal(f"{self.host}: {text}", SLOW if kind is urllib3.exceptions.ReadTimeoutError else 0)
-
-    def _refusal(self, status: int, reason: str | None, body: str | None) -> Refusal:
-        try:
-            content = json.loads(body or "")
-            said = next(str(content[key]) for key in ("message", "error_message", "error") if content.get(key))
-        except (ValueError, AttributeError, StopIteration):
-            said = ""
-        said = " ".join(self._identity.redacted(said).split())
-        shown = f"{said[:LONGEST]}…" if len(said) > LONGEST else said
-        parts = [f"{self.host}: {status or reason}", *filter(None, (shown, ADVICE.get(status, "")))]
-        return Refusal("; ".join(parts), status)
+            raise refusals.unreadable(self.host)
+        return answer
 
 
 def _lines(response: Any) -> Iterator[str]:

@@ -79,7 +79,7 @@ def submit(server: Server, package: Package, arguments: dict[str, Any], experime
         made, _ = server.ensure(find, make)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {server.host} may have taken run {name}") from None
-    link = server.page(f"runs/details/{_id(server, made.run_id)}")
+    link = server.link(f"runs/details/{_id(server, made.run_id)}")
     return Submitted(made.run_id, name, link, experiment, experiment_id, version)
 
 

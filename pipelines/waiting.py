@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.server import UNSETTLED, Refusal, Server
+from pipelines.refusals import UNSETTLED, Refusal
+from pipelines.server import Server
 from pipelines.submitting import Submitted
 from pipelines.tasks import own_lines, say
 from trainer.errors import Interrupted, ServerError

@@ -29,8 +29,8 @@ class Fault:
     """What goes wrong with the next `times` requests whose "METHOD /path" begins as `where`.
 
     status: answered instead of an answer, with `body` and `headers`.  page: a page to sign in at
-    is, with 200.  reset: the connection is, "before" the request is taken or "after".  delay:
-    seconds before it is taken.
+    is, with 200.  text: is, with 200, as if it were JSON.  reset: the connection is, "before" the
+    request is taken or "after".  delay: seconds before it is taken.
     """
 
     where: str
@@ -39,6 +39,7 @@ class Fault:
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     page: bool = False
+    text: str | None = None
     reset: str = ""
     delay: float = 0.0
 
@@ -118,6 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reset()
         elif fault.page:
             self.send(200, LOGIN, "text/html")
+        elif fault.text is not None:
+            self.send(200, fault.text, "application/json; charset=utf-8")
         elif fault.status:
             self.refuse(fault.status, fault.body or f"a bad day: {fault.status}", fault.headers)
         else:

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import submitting
 from pipelines.packages import Package
-from pipelines.server import Patience, Refusal, Server
+from pipelines.refusals import Refusal
+from pipelines.server import Patience, Server
 from tests.pipelines.conftest import QUICK, Ask
 from tests.pipelines.kfp_server import Fault, KfpServer
 from trainer.commandline import exit_code_of
@@ -128,6 +129,13 @@ def test_a_page_is_no_answer(kfp: KfpServer, package: Package, capsys: pytest.Ca
     assert kfp.runs == {}
 
 
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"experiments": 3}', '{"experiments": [{"created_at": "soon"}]}'])
+def test_what_is_no_answer_is_said_to_be_none(kfp: KfpServer, server: Server, text: str) -> None:
+    kfp.faults = [Fault("GET", text=text)]
+    with pytest.raises(Refusal, match="answers with a page, not as Kubeflow Pipelines"):
+        submitting.ensure_experiment(server, "Default")
+
+
 def test_a_moved_server_is_not_followed(kfp: KfpServer, package: Package, capsys: pytest.CaptureFixture[str]) -> None:
     kfp.faults = [Fault(f"POST {API}/runs", status=302, headers={"Location": f"{kfp.host}/login"})]
     assert submit(kfp.host, package) == 6
@@ -154,7 +162,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], package: Package) -> N
 def test_plain_http_where_tls_is_spoken(kfp: KfpServer, capsys: pytest.CaptureFixture[str], package: Package) -> None:
     host = kfp.host.replace("http://", "https://")
     assert submit(host, package) == 6
-    assert said(capsys).startswith(f"{host}: ")
+    assert said(capsys) == f"{host}: its certificate is not to be trusted, or it speaks no TLS"
 
 
 def test_a_wait_that_the_server_asks_for_has_a_bound(kfp: KfpServer) -> None:
