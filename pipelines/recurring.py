@@ -26,7 +26,7 @@ def listed(server: Server) -> dict[str, list[Any]]:
     """All that there are by name, the highest first."""
     by_name = defaultdict(list)
     for run in _list(server):
-        by_name[run.display_name].append(run)
+        by_name[run.display_name or run.recurring_run_id].append(run)  # one that the server cannot read has an id only
     return {name: sorted(runs, key=rank, reverse=True) for name, runs in sorted(by_name.items())}
 
 
@@ -96,7 +96,7 @@ def described(server: Server, run: Any) -> dict[str, Any]:
         "version": _version(server, reference),
         "parameters": dict(config.parameters or {}) if config else {},
         **times(run),
-        "concurrency": int(run.max_concurrency or 1),
+        "concurrency": int(run.max_concurrency or 0),
         "catchup": not run.no_catchup,
         "experiment": _experiment(server, run.experiment_id),
         "enabled": is_enabled(run),
@@ -105,9 +105,12 @@ def described(server: Server, run: Any) -> dict[str, Any]:
 
 def times(run: Any) -> dict[str, str]:
     """When it starts runs: `cron` or `interval`; and `start` and `end`, which no schedule file has."""
-    schedule = run.trigger.periodic_schedule or run.trigger.cron_schedule
+    trigger = run.trigger or kfp_server_api.V2beta1Trigger()
+    schedule = trigger.periodic_schedule or trigger.cron_schedule
+    if not schedule:
+        return {"cron": ""}
     bounds = {name: getattr(schedule, f"{name}_time") for name in ("start", "end")}
-    if run.trigger.periodic_schedule:
+    if trigger.periodic_schedule:
         said = {"interval": cron.interval(int(schedule.interval_second))}
     else:
         said = {"cron": schedule.cron}

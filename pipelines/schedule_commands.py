@@ -56,7 +56,7 @@ def list_all(server: Server) -> Said:
         say("there are no schedules")
     width = max(map(len, schedules), default=0)
     lines = [
-        f"{row['name']:{width}}  {'enabled' if row['enabled'] else 'paused '}  {row.get('cron') or row['interval']}"
+        f"{row['name']:{width}}  {'enabled' if row['enabled'] else 'paused '}  {row.get('cron') or row.get('interval')}"
         for row in rows
     ]
     return rows, "\n".join(lines)

@@ -58,10 +58,9 @@ class Identity:
         self.api_client: kfp_server_api.ApiClient = client._run_api.api_client
         self.pages = _address(kfp_client.KF_PIPELINES_UI_ENDPOINT_ENV) or host
         self.namespace = client.get_user_namespace() or _namespace_of_pod()
-        self._client = client
-        for value in self._secrets():
-            if not HEADER.fullmatch(value):
-                raise UsageError("the token, cookie or header to sign in with: must be one line of ASCII")
+        self._secrets = set(self._sent())
+        if not all(map(HEADER.fullmatch, self._secrets)):
+            raise UsageError("the token, cookie or header to sign in with: must be one line of ASCII")
 
     def renew(self, host: str | None) -> None:
         """Signs in anew: what was accepted may have run out."""
@@ -70,19 +69,18 @@ class Identity:
 
     def redacted(self, text: str) -> str:
         """`text`, with nothing in it that signs in."""
-        for secret in self._secrets():
+        self._secrets.update(self._sent())  # a token that is read at each call may be another by now
+        for secret in self._secrets:
             for part in sorted({secret, *re.split("[ ;=]+", secret)}, key=len, reverse=True):
                 text = text.replace(part, "…") if len(part) >= SHORTEST or part == secret else text
         return text
 
-    def _secrets(self) -> Iterator[str]:
+    def _sent(self) -> Iterator[str]:
         for setting in self.api_client.configuration.auth_settings().values():
             yield setting["value"]
-        yield from filter(None, [self.api_client.cookie, *self._headers()])
-
-    def _headers(self) -> Iterator[str]:
-        own = ("User-Agent",)
-        return (value for name, value in self.api_client.default_headers.items() if name not in own)
+        if self.api_client.cookie:
+            yield self.api_client.cookie
+        yield from (value for name, value in self.api_client.default_headers.items() if name != "User-Agent")
 
 
 def sign_in(host: str | None) -> Identity:

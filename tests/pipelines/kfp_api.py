@@ -231,7 +231,7 @@ class Api:
         if self.state.multi_user and not self.query.keys() & {"namespace", "experiment_id"}:
             raise Refused(400, "A namespace or an experiment is needed")
         wanted = self.query.get("experiment_id")
-        return [row for row in table.values() if wanted in (None, row["experiment_id"])]
+        return [row for row in table.values() if wanted in (None, row.get("experiment_id"))]
 
     def refuse_second(self, rows: Iterable[dict], name: str | None, key: str = "name") -> None:
         if any(row[key] == name for row in rows):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import schedule_file, scheduling
+from pipelines import schedule_commands, schedule_file, scheduling
 from pipelines.schedule_file import Schedule
 from pipelines.server import Server
 from tests.pipelines.conftest import QUICK, Ask, command, known
@@ -200,6 +200,15 @@ def test_an_end_that_no_file_has_is_a_difference(kfp: KfpServer, server: Server,
     assert is_right(kfp, old)
 
 
+def test_one_that_the_server_cannot_read_is_listed(kfp: KfpServer, server: Server, old: Schedule) -> None:
+    scheduling.apply(server, old)
+    broken = {"recurring_run_id": "7", "created_at": "2026-01-01T00:00:00Z", "error": {"message": "not parsed"}}
+    kfp.recurring_runs["7"] = broken
+    listed, text = schedule_commands.list_all(server)
+    assert [one["name"] for one in listed] == ["7", NAME]
+    assert text.splitlines()[1] == "nightly  enabled  0 0 3 * * *"
+
+
 def test_what_somebody_made_by_hand_is_replaced(kfp: KfpServer, server: Server, old: Schedule, new: Schedule) -> None:
     for wanted in (old, new):
         scheduling.apply(server, wanted)
@@ -220,6 +229,27 @@ def test_a_connection_that_broke_leaves_one(
     kfp.faults += [Fault(f"DELETE {API}/recurringruns", reset=reset)]
     scheduling.apply(server, new)
     assert [fault.times for fault in kfp.faults] == [0, 0, 0, 0]
+    assert is_right(kfp, new)
+    assert len(kfp.named(NAME)) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize(
+    "where", ["GET .*/recurringruns", "POST .*runs$", "POST .*:disable", "POST .*:enable", "DELETE"]
+)
+def test_a_bad_day_ends_an_apply_and_the_next_mends_it(
+    kfp: KfpServer, server: Server, old: Schedule, new: Schedule, where: str, status: int
+) -> None:
+    scheduling.apply(server, old)
+    kfp.faults = [Fault(where, status=status, times=999)]
+    if (where, status) == ("DELETE", 404):
+        scheduling.apply(server, new)  # gone is gone
+    else:
+        with pytest.raises(ServerError):
+            scheduling.apply(server, new)
+    assert len(kfp.enabled(NAME)) <= 1
+    kfp.faults = []
+    scheduling.apply(server, new)
     assert is_right(kfp, new)
     assert len(kfp.named(NAME)) == 1
 
