@@ -61,10 +61,15 @@ def switch(server: Server, run: Any, enabled: bool) -> None:
         change = api.recurring_run_service_disable_recurring_run
 
     def find() -> Any:
-        now = server.call(api.recurring_run_service_get_recurring_run, run.recurring_run_id)
-        return now if is_enabled(now) == enabled else None
+        now = _unless_gone(lambda: server.call(api.recurring_run_service_get_recurring_run, run.recurring_run_id))
+        return run if now is None else now if is_enabled(now) == enabled else None
 
-    _unless_gone(lambda: server.ensure(find, lambda: server.call(change, run.recurring_run_id)))
+    try:
+        server.ensure(find, lambda: server.call(change, run.recurring_run_id))
+    except Refusal as refusal:
+        # It may have gone in between; what says so of one that is there is not to be believed.
+        if refusal.status != 404 or find() is None:
+            raise
 
 
 def remove(server: Server, run: Any) -> bool:
