@@ -62,7 +62,10 @@ def define_submit(values: flags.FlagValues) -> None:
     _define_host(values)
     flags.DEFINE_multi_string("param", [], "a parameter, name=value; lists as JSON", flag_values=values)
     flags.DEFINE_string(
-        "image", None, f"the container image of every task; a name's only (default: {IMAGE})", flag_values=values
+        "image",
+        None,
+        f"the container image of every task, where a NAME is compiled (default: {IMAGE})",
+        flag_values=values,
     )
     flags.DEFINE_string("experiment", submitting.EXPERIMENT, "where the run is listed", flag_values=values)
     flags.DEFINE_bool("wait", False, "wait for the end, and fail as the run fails", flag_values=values)

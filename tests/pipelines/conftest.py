@@ -2,19 +2,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from absl import flags
 
-from pipelines import packages
+from pipelines import packages, schedule_file
 from pipelines.__main__ import COMMANDS
 from pipelines.packages import Package
-from pipelines.server import Patience, Server
-from tests.pipelines.kfp_server import KfpServer, serving
+from pipelines.schedule_file import Schedule
+from pipelines.server import Server
+from tests.pipelines.kfp_server import QUICK, KfpServer, serving
+from tests.pipelines.schedules import write
 from trainer.commandline import exit_code_of
-
-# What is waited for is on this machine.
-QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01, outage=0)
 
 Ask = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -61,6 +61,22 @@ def here(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return here
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Callable[..., Schedule]:
+    """The schedule of a file with fields changed."""
+    return lambda **changes: schedule_file.read(write(tmp_path, **changes))
+
+
+@pytest.fixture
+def old(schedule) -> Schedule:
+    return schedule()
+
+
+@pytest.fixture
+def new(schedule) -> Schedule:
+    return schedule(cron=None, interval="6h", parameters={"dataset": "digits", "workers": 2})
 
 
 def command(*words: str) -> list[str]:

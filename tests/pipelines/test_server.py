@@ -11,8 +11,8 @@ from pipelines import submitting
 from pipelines.packages import Package
 from pipelines.refusals import Refusal
 from pipelines.server import Patience, Server
-from tests.pipelines.conftest import QUICK, Ask
-from tests.pipelines.kfp_server import Fault, KfpServer
+from tests.pipelines.conftest import Ask
+from tests.pipelines.kfp_server import QUICK, Fault, KfpServer
 from trainer.commandline import exit_code_of
 from trainer.errors import ServerError, UsageError
 
@@ -236,6 +236,19 @@ def test_cookies_are_sent(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> No
     kfp.faults = [Fault("GET", status=403, body=f"no session {SECRET}")]
     with pytest.raises(Refusal, match="403; no session …; whoever"):
         Server(kfp.host, QUICK)
+
+
+def test_a_header_of_kfps_own_file_is_sent_and_not_said(kfp: KfpServer, ask: Ask, tmp_path: Path) -> None:
+    context = tmp_path / ".config/kfp/context.json"
+    context.parent.mkdir(parents=True)
+    header = {"client_authentication_header_name": "authorization", "client_authentication_header_value": "Bearer "}
+    for value, code in (("right", 0), (SECRET, 6)):
+        kfp.token = "right"
+        header["client_authentication_header_value"] = f"Bearer {value}"
+        context.write_text(json.dumps({"namespace": "", **header}))
+        ran = ask("schedule", "list", HOME=str(tmp_path))
+        assert ran.returncode == code, ran.stderr
+        assert SECRET not in ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("name", ["KF_PIPELINES_EXISTING_TOKEN", "KF_PIPELINES_COOKIES"])

@@ -12,8 +12,8 @@ from pipelines import submitting, waiting
 from pipelines.packages import Package
 from pipelines.server import Server
 from pipelines.waiting import Ended
-from tests.pipelines.conftest import QUICK, Ask, command, known
-from tests.pipelines.kfp_server import Fault, KfpServer
+from tests.pipelines.conftest import Ask, command, known
+from tests.pipelines.kfp_server import QUICK, Fault, KfpServer
 from trainer.errors import ServerError
 
 GOOD = Ended("SUCCEEDED")
