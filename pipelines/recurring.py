@@ -5,7 +5,6 @@ higher generation, which stands in its description.  The one that ranks highest 
 what ranks below it is on its way out.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -78,13 +77,10 @@ def remove(server: Server, run: Any) -> bool:
     Removing it can take its runs along.  A server of 2.16 or newer can be told to leave them,
     which serves for a run that begins while we look.
     """
-    predicates = [("state", state) for state in FINAL]
-    filters = json.loads(server.where(recurring_run_id=run.recurring_run_id))
-    unfinished = json.loads(server.filtered(kfp_server_api.V2beta1PredicateOperation.NOT_EQUALS, *predicates))
-    filters["predicates"] += unfinished["predicates"]
+    unfinished = server.where(recurring_run_id=run.recurring_run_id, unlike=[("state", state) for state in FINAL])
     lists = server.runs.run_service_list_runs
     scope = {"experiment_id": run.experiment_id} if run.experiment_id else {}
-    if any(server.pages(lists, "runs", filter=json.dumps(filters), **scope)):
+    if any(server.pages(lists, "runs", filter=unfinished, **scope)):
         return False
     delete = server.recurring_runs.recurring_run_service_delete_recurring_run
     orphan = kfp_server_api.V2beta1DeletePropagationPolicy.ORPHAN

@@ -8,9 +8,10 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import kfp_server_api
 import urllib3
@@ -136,17 +137,18 @@ class Server:
             return found, True
         raise refused or AssertionError("no attempt was made")
 
-    def where(self, **values: str) -> str:
-        """The filter of a list: those whose fields have these values."""
-        return self.filtered(kfp_server_api.V2beta1PredicateOperation.EQUALS, *values.items())
-
-    def filtered(self, operation: str, *predicates: tuple[str, str]) -> str:
-        """The filter of a list: those for whose fields and these values `operation` holds."""
-        terms = [
-            kfp_server_api.V2beta1Predicate(key=key, operation=operation, string_value=value)
-            for key, value in predicates
+    def where(self, unlike: Iterable[tuple[str, str]] = (), **values: str) -> str:
+        """The filter of a list: those whose fields have these values, and have none of `unlike`."""
+        operations = kfp_server_api.V2beta1PredicateOperation
+        terms = [(operations.EQUALS, *pair) for pair in values.items()]
+        terms += [(operations.NOT_EQUALS, *pair) for pair in unlike]
+        predicates = [
+            kfp_server_api.V2beta1Predicate(operation=operation, key=key, string_value=value)
+            for operation, key, value in terms
         ]
-        return json.dumps(self._client.sanitize_for_serialization(kfp_server_api.V2beta1Filter(predicates=terms)))
+        said = self._client.sanitize_for_serialization(kfp_server_api.V2beta1Filter(predicates=predicates))
+        # The server decodes it once more than it does other parts of an address.
+        return quote(json.dumps(said))
 
     def read(self, path: str, **query: str) -> Iterator[str]:
         """The lines of a text that is no part of the API's models; nothing where there is no such text."""

@@ -1,8 +1,8 @@
 """The part of Kubeflow Pipelines' v2beta1 API that submit and schedule use, in memory.
 
 It follows the API server where that surprises: recurring runs of one name may be many, deleting
-one takes its runs in progress along, names in filters do not tell a from A, times are in whole
-seconds, and a cron expression of five fields is taken too.
+one takes its runs in progress along, filters are decoded twice and do not tell a from A, times are
+in whole seconds, and a cron expression of five fields is taken too.
 """
 
 import email.parser
@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_plus
 
 import yaml
 
@@ -239,7 +240,7 @@ class Api:
 
     def page(self, items: str, rows: Iterable[dict], *keys: str) -> dict:
         """A page of the rows that the filter takes; `keys` are those that a filter may name."""
-        given = json.loads(self.query.get("filter") or "{}")
+        given = json.loads(unquote_plus(self.query.get("filter") or "{}"))
         check("V2beta1Filter", given)
         for predicate in given.get("predicates", []):
             if predicate["key"] not in keys:

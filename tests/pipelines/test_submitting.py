@@ -64,6 +64,12 @@ def test_an_experiment_of_another_case_is_another(kfp: KfpServer, server: Server
     assert len(kfp.experiments) == 2
 
 
+@pytest.mark.parametrize("name", ["a+b", "100%", "50%25", 'it is "mine"', "é/ü?&=#"])
+def test_an_experiment_may_have_any_name(kfp: KfpServer, server: Server, name: str) -> None:
+    assert submitting.ensure_experiment(server, name) == submitting.ensure_experiment(server, name)
+    assert [one["display_name"] for one in kfp.experiments.values()] == [name]
+
+
 @pytest.mark.parametrize("image", ["vision", "vision:1", "team/vision", "library/python@sha256:" + "0" * 64])
 def test_an_image_without_a_registry_is_refused(image: str) -> None:
     with pytest.raises(
