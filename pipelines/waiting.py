@@ -1,5 +1,6 @@
 """A run on a cluster, watched to its end."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ WORDS = {
 LOG_LINES = 20
 # Argo's name for the pod that does a component's work, in the server's templates.
 POD = "system-container-impl"
+# What starts a task writes these around the task's own lines.
+LAUNCHER = re.compile(r'[IWEF]\d{4} \d\d:\d\d:\d\d\.|time="|Error: exit status')
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,9 @@ def _tell_one(told: dict[str, str], key: str, name: str, state: str | None, dura
 
 
 def _duration(detail: Any) -> str:
-    if detail.state not in FINAL or not (detail.start_time and detail.end_time):
+    if detail.state != "SUCCEEDED" or not (detail.start_time and detail.end_time):
         return ""
-    seconds = (detail.end_time - detail.start_time).total_seconds()
-    return f" in {seconds:.0f} s" if seconds >= 0 and detail.state == "SUCCEEDED" else ""
+    return f" in {(detail.end_time - detail.start_time).total_seconds():.0f} s"
 
 
 def _failure(server: Server, run: Any, details: list[Any]) -> str:
@@ -122,11 +124,13 @@ def _failure(server: Server, run: Any, details: list[Any]) -> str:
     lines = _log(server, run.run_id, detail)
     if not lines:
         return f"{name} failed{_said(detail) or _said(run)}; its log cannot be had"
-    *before, last = lines
-    for line in before:
-        say(f"  {line}")
-    # As a task puts what the user can mend.
-    return last if last.startswith(f"{name}: ") else f"{name} failed: {last}"
+    # As a task puts what the user can mend; its name in the pipeline has dashes.
+    own = [line for line in lines if line.startswith(f"{name.replace('-', '_')}: ")]
+    last = own[-1] if own else lines[-1]
+    for line in lines:
+        if line is not last:
+            say(f"  {line}")
+    return last if own else f"{name} failed: {last}"
 
 
 def _said(one: Any) -> str:
@@ -145,7 +149,8 @@ def _log(server: Server, run_id: str, detail: Any) -> list[str]:
             server.read(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"),
             server.read("/k8s/pod/logs", **query),
         ):
-            if lines := deque(own_lines(source), maxlen=LOG_LINES):
+            lines = deque((line for line in own_lines(source) if not LAUNCHER.match(line)), maxlen=LOG_LINES)
+            if lines:
                 return list(lines)
     return []
 

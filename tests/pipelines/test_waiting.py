@@ -113,6 +113,20 @@ def test_a_failed_task_is_named_with_its_last_lines(
     assert told[2:] == [f"  step {n}" for n in range(81, 100)]
 
 
+def test_what_starts_a_task_is_not_taken_for_its_word(wait, kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    kfp.logs[pod("prepare-data")] = (
+        'time="2026-01-01T03:00:00.000Z" level=info msg="Starting Workflow Executor" version=v3.7\n'
+        "I0101 03:00:01.012345      33 launcher_v2.go:200] publish success.\n"
+        "looking\n"
+        "prepare_data: photos/4.png: not an image; remove it\n"
+        "F0101 03:00:02.012345      33 main.go:61] failed to execute component: exit status 3\n"
+        "Error: exit status 1\n"
+    )
+    problem = wait(chapter("FAILED", **{"prepare-data": "FAILED"})).problem
+    assert problem.startswith("prepare_data: photos/4.png: not an image; remove it; http")
+    assert capsys.readouterr().err.splitlines() == ["prepare-data failed", "  looking"]
+
+
 def test_what_ends_without_a_word_of_its_own_is_named(wait, kfp: KfpServer) -> None:
     kfp.logs[pod("train")] = "Traceback\nValueError: unforeseen\n"
     assert re.match(r"^train failed: ValueError: unforeseen; http", wait(chapter("FAILED", train="FAILED")).problem)
