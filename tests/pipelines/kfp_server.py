@@ -22,7 +22,7 @@ from tests.pipelines.kfp_api import ROUTES, Api, Refused, State
 from tests.pipelines.kfp_conformance import Nonconforming, check
 
 # For a program that asks it: what is waited for is on this machine.
-QUICK = Patience(connect=2, read=2, attempts=3, backoff=0.01, poll=0.01, outage=0)
+QUICK = Patience(connect=10, read=10, attempts=3, backoff=0.01, poll=0.01, outage=0)
 LOGIN = "<!doctype html><title>Sign in</title><form action=/login>"
 GRPC = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 500: 13, 501: 12, 503: 14, 504: 4}
 

@@ -94,16 +94,16 @@ def test_a_connection_that_broke_makes_nothing_twice(kfp: KfpServer, package: Pa
 
 
 def test_a_run_that_is_taken_late_is_not_asked_for_again(kfp: KfpServer, package: Package) -> None:
-    kfp.faults = [Fault(f"POST {API}/runs$", delay=0.4)]
-    assert submit(kfp.host, package, Patience(read=0.2, attempts=4, backoff=0.1)) == 0
+    kfp.faults = [Fault(f"POST {API}/runs$", delay=0.8)]
+    assert submit(kfp.host, package, Patience(read=0.5, attempts=4, backoff=0.2)) == 0
     assert kfp.count(f"POST {API}/runs$") == len(kfp.runs) == 1
 
 
 def test_a_run_that_is_taken_much_too_late_is_an_error(
     kfp: KfpServer, package: Package, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kfp.faults = [Fault(f"POST {API}/runs$", delay=0.5)]
-    assert submit(kfp.host, package, Patience(read=0.1, attempts=2, backoff=0.01)) == 6
+    kfp.faults = [Fault(f"POST {API}/runs$", delay=3)]
+    assert submit(kfp.host, package, Patience(read=0.5, attempts=2, backoff=0.01)) == 6
     assert said(capsys) == f"{kfp.host}: did not answer in time"
     assert kfp.count(f"POST {API}/runs$") == 1
 
@@ -169,7 +169,7 @@ def test_a_wait_that_the_server_asks_for_has_a_bound(kfp: KfpServer) -> None:
     kfp.faults = [Fault("GET", status=503, headers={"Retry-After": "3600"})]
     began = time.monotonic()
     Server(kfp.host, Patience(read=1, backoff=0.01))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 429, 500, 502, 503, 504])

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -200,6 +201,7 @@ def test_ctrl_c_while_a_run_is_made_says_what_is_known(kfp: KfpServer) -> None:
     ) as started:
         while not kfp.count("POST /apis/v2beta1/runs"):
             assert started.poll() is None
+            time.sleep(0.02)
         started.send_signal(signal.SIGINT)
         _, err = started.communicate(timeout=10)
     assert started.returncode == 130
