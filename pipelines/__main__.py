@@ -6,10 +6,12 @@ from pathlib import Path
 from absl import flags
 
 from components import IMAGE
-from pipelines import PIPELINES, compiling, running
+from pipelines import PIPELINES, compiling, packages, parameters, running, schedule_file, submitting, tasks, waiting
+from pipelines.schedule_commands import VERBS
+from pipelines.server import Server
 from pipelines.summary import summary
 from trainer.commandline import Command, main
-from trainer.errors import UsageError
+from trainer.errors import RunFailed, UsageError
 
 
 def define_compile(values: flags.FlagValues) -> None:
@@ -46,13 +48,85 @@ def run(values: flags.FlagValues, words: list[str]) -> None:
     """Runs one pipeline here."""
     if len(words) != 1:
         raise UsageError(f"run takes one NAME or FILE.yaml; the names are {', '.join(PIPELINES)}")
-    pipeline = running.find(words[0])
-    arguments = running.arguments(pipeline, values.param)
+    pipeline = packages.find(words[0])
+    arguments = parameters.arguments(pipeline, values.param)
     outputs = running.run(pipeline, arguments, _path("root", values.root).absolute())
     if values.json:
         print(json.dumps(outputs, indent=1, sort_keys=True))
     elif outputs:
         print(summary(outputs))
+
+
+def define_submit(values: flags.FlagValues) -> None:
+    """The flags of `submit`."""
+    _define_host(values)
+    flags.DEFINE_multi_string("param", [], "a parameter, name=value; lists as JSON", flag_values=values)
+    flags.DEFINE_string(
+        "image",
+        None,
+        f"the container image of every task, where a NAME is compiled (default: {IMAGE})",
+        flag_values=values,
+    )
+    flags.DEFINE_string("experiment", submitting.EXPERIMENT, "where the run is listed", flag_values=values)
+    flags.DEFINE_bool("wait", False, "wait for the end, and fail as the run fails", flag_values=values)
+    flags.DEFINE_bool("json", False, "print ids, link and state as JSON", flag_values=values)
+
+
+def submit(values: flags.FlagValues, words: list[str]) -> None:
+    """Runs one pipeline on a cluster."""
+    if len(words) != 1:
+        raise UsageError(f"submit takes one NAME or FILE.yaml; the names are {', '.join(PIPELINES)}")
+    package = packages.for_cluster(words[0], values.image)
+    arguments = parameters.arguments(package.spec, values.param)
+    if not values.experiment.strip():
+        raise UsageError(f"--experiment={values.experiment!r}: must be a name")
+    server = Server(values.host)
+    submitted = submitting.submit(server, package, arguments, values.experiment)
+    version = submitted.version
+    tasks.say(f"version {version.version}: {'uploaded' if version.uploaded else 'there already'}")
+    said = submitted.to_dict()
+    if not values.json:
+        print(submitted.link or submitted.run_id, flush=True)
+    ended = waiting.Ended("")
+    try:
+        if values.wait:
+            ended = waiting.wait(server, submitted, package.tasks())
+            said |= {"state": ended.state, "problem": ended.problem}
+    finally:
+        # Also where the wait breaks off: the run goes on, and a program wants its id.
+        if values.json:
+            print(json.dumps(said, indent=1, sort_keys=True))
+    if ended.problem:
+        raise RunFailed(ended.problem)
+
+
+def define_schedule(values: flags.FlagValues) -> None:
+    """The flags of `schedule`."""
+    _define_host(values)
+    flags.DEFINE_bool("json", False, "print what is said on stdout as JSON", flag_values=values)
+
+
+def schedule(values: flags.FlagValues, words: list[str]) -> None:
+    """One thing to do with schedules, and with which."""
+    verb, *rest = words or [""]
+    if verb not in VERBS:
+        known = ", ".join(f"{name} {takes}".strip() for name, (takes, _) in VERBS.items())
+        raise UsageError(f"schedule takes one of {known}{f'; not {verb}' if verb else ''}")
+    takes, act = VERBS[verb]
+    if len(rest) != bool(takes):
+        raise UsageError(f"schedule {verb} takes {f'one {takes}' if takes else 'no more words'}")
+    subjects = [schedule_file.read(path) for path in rest] if takes == "FILE" else rest
+    said, text = act(Server(values.host), *subjects)
+    if values.json:
+        print(json.dumps(said, indent=1, sort_keys=True))
+    elif text:
+        print(text)
+
+
+def _define_host(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "host", None, "the server's address; without it KF_PIPELINES_ENDPOINT, or the cluster's own", flag_values=values
+    )
 
 
 def _path(flag: str, text: str) -> Path:
@@ -76,8 +150,22 @@ COMMANDS = {
         run,
         "NAME|FILE.yaml",
     ),
+    "submit": Command(
+        "Run a pipeline, or a compiled one, on a cluster.",
+        "python -m pipelines submit training --host=https://kubeflow.example/pipeline --param=dataset=digits --wait",
+        define_submit,
+        submit,
+        "NAME|FILE.yaml",
+    ),
+    "schedule": Command(
+        "Have a cluster run pipelines by the clock, as schedule files say.",
+        "python -m pipelines schedule apply nightly.yaml --host=https://kubeflow.example/pipeline",
+        define_schedule,
+        schedule,
+        "plan FILE|apply FILE|list|show NAME|pause NAME|resume NAME|delete NAME",
+    ),
 }
 
 
 if __name__ == "__main__":
-    main("python -m pipelines", "Compile and run pipelines.", COMMANDS)
+    main("python -m pipelines", "Compile and run pipelines, here, on a cluster, and by the clock.", COMMANDS)

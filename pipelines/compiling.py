@@ -17,24 +17,36 @@ REFERENCE = re.compile(
 )
 
 
+def text(pipeline: BaseComponent, image: str = IMAGE) -> str:
+    """A pipeline as YAML, every task in `image`.
+
+    It depends on the pipeline, `image` and the version of kfp, and on nothing else.
+
+    Raises:
+      UsageError: `image` is not a reference to a container image.
+    """
+    if not REFERENCE.fullmatch(image):
+        raise UsageError(f"--image={image}: must be a container image, such as registry.example/name:tag")
+    with tempfile.TemporaryDirectory(prefix="kfp-compiled-") as scratch:
+        path = Path(scratch, "pipeline.yaml")
+        compiler.Compiler().compile(pipeline, os.fspath(path))
+        compiled = path.read_text(encoding="utf-8")
+    return compiled.replace(f"image: {IMAGE}\n", f"image: {image}\n")
+
+
 def write(pipeline: BaseComponent, path: Path, image: str = IMAGE) -> None:
     """Compiles a pipeline into a YAML file, every task in `image`.
-
-    The bytes depend on the pipeline, `image` and the version of kfp, and on nothing else.
 
     Raises:
       UsageError: `image` is not a reference to a container image.
       StorageError: the file cannot be written.
     """
-    if not REFERENCE.fullmatch(image):
-        raise UsageError(f"--image={image}: must be a container image, such as registry.example/name:tag")
+    compiled = text(pipeline, image)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as scratch:
             partial = Path(scratch, "pipeline.yaml")
-            compiler.Compiler().compile(pipeline, os.fspath(partial))
-            text = partial.read_text(encoding="utf-8")
-            partial.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
+            partial.write_text(compiled, encoding="utf-8")
             partial.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error

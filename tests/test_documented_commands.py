@@ -9,13 +9,14 @@ from absl import flags
 
 import pipelines.__main__ as pipelines_program
 import trainer.__main__ as trainer_program
-from pipelines import PIPELINES, running
+from pipelines import PIPELINES, packages, parameters
+from pipelines.schedule_commands import VERBS
 from trainer.config import override
 from trainer.errors import UsageError
 from trainer.recipes import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).is_file()]
+DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")) if path.is_file()]
 COMMANDS = {"trainer": trainer_program.COMMANDS, "pipelines": pipelines_program.COMMANDS}
 CALL = re.compile(r"(?:^|\s)(?:\S*/)?python3? -m (trainer|pipelines)\b(.*)")
 
@@ -67,10 +68,12 @@ def check(program: str, words: list[str]) -> None:
         override(recipe(values.recipe), values.set)
     if (program, name) == ("trainer", "recipes") and rest:
         override(recipe(rest[0]), values.set)
-    if program == "pipelines" and rest and not rest[0].endswith(".yaml"):
-        running.find(rest[0])
-        if name == "run":
-            running.arguments(running.find(rest[0]), values.param)
+    if (program, name) == ("pipelines", "schedule") and (not rest or rest[0] not in VERBS):
+        raise UsageError(f"schedule takes no {rest[:1]}")
+    if program == "pipelines" and name != "schedule" and rest and not rest[0].endswith(".yaml"):
+        packages.find(rest[0])
+        if name in ("run", "submit"):
+            parameters.arguments(packages.find(rest[0]), values.param)
 
 
 def targets() -> set[str]:
@@ -142,6 +145,8 @@ def test_commands_are_found_in_fenced_and_indented_blocks():
         "python -m pipelines run training --param=nonsense=1",
         "python -m pipelines compile unknown --output=x.yaml",
         "python -m pipelines compile training --file=x.yaml",
+        "python -m pipelines submit training --param=nonsense=1",
+        "python -m pipelines schedule stop nightly",
     ],
 )
 def test_a_command_that_would_be_refused_is_noticed(line):

@@ -123,7 +123,10 @@ RULES = {
     "components keep their annotations": Rule(("components",), future_annotations),
     "pipelines know what is light of trainer": Rule(
         ("pipelines",),
-        imports_of("trainer", but=("trainer.config", "trainer.recipes", "trainer.errors", "trainer.commandline")),
+        imports_of(
+            "trainer",
+            but=("trainer.config", "trainer.recipes", "trainer.errors", "trainer.commandline", "trainer.knobs"),
+        ),
     ),
     "pipelines compute nothing": Rule(("pipelines",), imports_of(*HEAVY)),
     "flags belong to __main__": Rule(
@@ -142,6 +145,9 @@ RULES = {
     ),
     "Kubernetes belongs to launch": Rule(
         ("trainer", "components", "pipelines"), imports_of("kubernetes"), owners=("trainer/launch",)
+    ),
+    "Kubeflow's server belongs to pipelines": Rule(
+        ("trainer", "components"), imports_of("kfp_server_api", "kfp.client")
     ),
     "imports are absolute": Rule(("trainer", "components", "pipelines"), relative_imports),
 }
@@ -167,6 +173,7 @@ BREACHES = [
     ("strategies belong to strategy.py", "trainer/x.py", "from tensorflow.distribute import OneDeviceStrategy as S"),
     ("tensorflow_datasets belongs to data", "trainer/evaluate.py", "import tensorflow_datasets as tfds"),
     ("Kubernetes belongs to launch", "pipelines/x.py", "from kubernetes import client"),
+    ("Kubeflow's server belongs to pipelines", "components/x.py", "def f():\n    from kfp.client import Client"),
     ("imports are absolute", "trainer/data/x.py", "from . import dataset"),
 ]
 

@@ -49,8 +49,8 @@ def write(
     `weights`: all variables of the model in its order; `manifest`: what is known beside
     them, class_names and image_shape [H, W, C] among it.  The exported network computes in
     float32, channels last, whatever it was trained in: it has to run on processors that are
-    not known.  `census` is the file that says which examples it was trained on.  With a `probe`, what was exported is held against it, and the manifest says how
-    far they are apart.
+    not known.  `census` is the file that says which examples it was trained on.  With a `probe`,
+    what was exported is held against it, and the manifest says how far they are apart.
 
     Raises:
       DataError: what was exported answers otherwise than the network.

@@ -1,9 +1,24 @@
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
+
+from pipelines import packages, schedule_file
+from pipelines.__main__ import COMMANDS
+from pipelines.packages import Package
+from pipelines.schedule_file import Schedule
+from pipelines.server import Server
+from tests.pipelines.kfp_server import QUICK, KfpServer, serving
+from tests.pipelines.schedules import write
+from trainer.commandline import exit_code_of
+
+Ask = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +30,71 @@ def recorded() -> Callable[[Path], dict[str, Any]]:
         return outputs["artifacts"][artifact.name]["artifacts"][0]["metadata"]
 
     return metadata
+
+
+@pytest.fixture
+def kfp() -> Iterator[KfpServer]:
+    """A server that speaks Kubeflow Pipelines' API; what does not conform fails the test."""
+    with serving() as state:
+        yield state
+
+
+@pytest.fixture
+def server(kfp: KfpServer) -> Server:
+    """The program's side of it, quick to give up."""
+    return Server(kfp.host, QUICK)
+
+
+@pytest.fixture(scope="session")
+def package() -> Package:
+    return packages.for_cluster("training")
+
+
+@pytest.fixture
+def ask(kfp: KfpServer) -> Ask:
+    """`python -m pipelines WORDS…` with the server as its own."""
+
+    def ask(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command(*words), env=known(kfp, **environment), capture_output=True, text=True)
+
+    return ask
+
+
+@pytest.fixture
+def here(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """The same without a process of its own."""
+
+    def here(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kfp.host)
+        values = flags.FlagValues()
+        COMMANDS[name].define(values)
+        rest = values([name, *words])[1:]
+        capsys.readouterr()
+        code = exit_code_of("python -m pipelines", lambda: COMMANDS[name].run(values, rest))
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return here
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Callable[..., Schedule]:
+    """The schedule of a file with fields changed."""
+    return lambda **changes: schedule_file.read(write(tmp_path, **changes))
+
+
+@pytest.fixture
+def old(schedule) -> Schedule:
+    return schedule()
+
+
+@pytest.fixture
+def new(schedule) -> Schedule:
+    return schedule(cron=None, interval="6h", parameters={"dataset": "digits", "workers": 2})
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines", *words]
+
+
+def known(kfp: KfpServer, **environment: str) -> dict[str, str]:
+    return {**os.environ, "KF_PIPELINES_ENDPOINT": kfp.host, **environment}

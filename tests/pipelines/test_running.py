@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import running
+from pipelines import packages, parameters
 from trainer.errors import UsageError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -123,11 +123,11 @@ def test_a_wrong_word_is_one_line(words: list[str], said: str, tmp_path: Path) -
 )
 def test_a_wrong_parameter_is_named_with_those_there_are(given: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
-        running.arguments(running.find("training"), given)
+        parameters.arguments(packages.find("training"), given)
 
 
 def test_the_last_value_of_a_parameter_counts() -> None:
-    assert running.arguments(running.find("training"), ["dataset=a", "dataset=b=c"]) == {"dataset": "b=c"}
+    assert parameters.arguments(packages.find("training"), ["dataset=a", "dataset=b=c"]) == {"dataset": "b=c"}
 
 
 @pytest.mark.parametrize("content", ["", "a: [", "a: 1", "[1, 2]", "3", "components: 3", "\0", "root: {dag: {}}"])
@@ -135,12 +135,12 @@ def test_a_file_that_holds_no_pipeline_is_refused(content: str, tmp_path: Path) 
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(UsageError, match=r"bad\.yaml: not a compiled pipeline: "):
-        running.find(str(path))
+        packages.find(str(path))
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nope\.yaml: no such file"):
-        running.find(str(tmp_path / "nope.yaml"))
+        packages.find(str(tmp_path / "nope.yaml"))
 
 
 def test_a_part_of_a_file_is_refused(toys: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_part_of_a_file_is_refused(toys: Path, tmp_path: Path) -> None:
     for size in range(0, len(whole) * 2 // 3, 100):
         part.write_bytes(whole[:size])
         with pytest.raises(UsageError):
-            running.find(str(part))
+            packages.find(str(part))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
