@@ -27,6 +27,7 @@ def compare(
         data: what both were evaluated on, for pictures in the report.
     """
     import shutil
+    import sys
     from pathlib import Path
 
     from trainer.commandline import reporting
@@ -42,6 +43,7 @@ def compare(
             override(gate.Rules(), rules),
             data=Path(data.path) if data else None,
         )
+    print(found["sentence"], file=sys.stderr)
     shutil.copyfile(Path(verdict.path, "report.html"), report.path)
     for side in ("challenger", "champion"):
         if found[side]:

@@ -31,6 +31,7 @@ def evaluate(
         confusion: rows are true classes, columns predicted ones; the ROC curve is over all classes.
     """
     import shutil
+    import sys
     from pathlib import Path
 
     from trainer import quiet
@@ -48,6 +49,11 @@ def evaluate(
             run_dir=Path(run_dir) if run_dir else None,
             other_classes=other_classes,
         )
+    top = measured["accuracy_top_1"]
+    print(
+        f"accuracy {top['value']:.4f} (95 % interval {top['low']:.4f} to {top['high']:.4f}, n={top['n']})",
+        file=sys.stderr,
+    )
     shutil.copyfile(Path(evaluation.path, "report.html"), report.path)
     for name, value in measured.items():
         if isinstance(value, dict) and "value" in value:  # a headline number, with its interval

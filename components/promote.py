@@ -14,6 +14,7 @@ def promote(model: Input[Model], verdict: Input[Artifact], registry: str) -> int
         verdict: what compare wrote.
         registry: a directory or a bucket's address.
     """
+    import sys
     from pathlib import Path
 
     from trainer.commandline import reporting
@@ -23,4 +24,5 @@ def promote(model: Input[Model], verdict: Input[Artifact], registry: str) -> int
 
         found = registries.read_verdict(Path(verdict.path))
         entry = registries.Registry(registry).promote(Path(model.path), found)
+    print(f"version {entry['version']} is the champion of {registry}", file=sys.stderr)
     return entry["version"]

@@ -31,7 +31,9 @@ def text(pipeline: BaseComponent, image: str = IMAGE) -> str:
         path = Path(scratch, "pipeline.yaml")
         compiler.Compiler().compile(pipeline, os.fspath(path))
         compiled = path.read_text(encoding="utf-8")
-    return compiled.replace(f"image: {IMAGE}\n", f"image: {image}\n")
+    for field in ("image", "value"):  # of a container, and of the variable that tells it
+        compiled = compiled.replace(f"{field}: {IMAGE}\n", f"{field}: {image}\n")
+    return compiled
 
 
 def write(pipeline: BaseComponent, path: Path, image: str = IMAGE) -> None:

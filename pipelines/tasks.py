@@ -15,6 +15,8 @@ from concurrent import futures
 from kfp.local import status
 from kfp.local.subprocess_task_handler import SubprocessTaskHandler
 
+from trainer.version import IMAGE
+
 PYTHON = re.compile(r"\bpython3\b")
 EXECUTOR_LINE = re.compile(r"\[KFP Executor [^]]* [A-Z]+\]: (?P<text>.*)")
 EXECUTOR_NOISE = (
@@ -64,6 +66,7 @@ class Tasks:
         say(f"{name} …")
         with tempfile.TemporaryDirectory(prefix="kfp-task-") as scratch:
             variables = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": scratch, **environment}
+            variables.pop(IMAGE, None)  # here, no image is what runs
             # A session of its own: Ctrl-C at a terminal reaches the task through `stop` alone, once.
             with subprocess.Popen(
                 with_this_python(command),

@@ -8,9 +8,11 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Model
 
+from components import IMAGE
 from components.evaluate import evaluate
 from components.prepare_data import prepare_data
 from components.train import train
+from trainer.version import IMAGE as IMAGE_VARIABLE
 
 DATA_DIR = ""
 RECIPE = ""
@@ -18,6 +20,7 @@ OVERRIDES: list[str] = []
 WORKERS = 1
 RUN_DIR = ""
 SPLIT = "test"
+WEBHOOK = ""
 OTHER_CLASSES = False
 
 
@@ -58,6 +61,11 @@ def uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
     return task.set_caching_options(False)
 
 
+def knowing_its_image(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The task, uncached, with the reference of its container image in its environment: a model says what made it."""
+    return uncached(task).set_env_variable(IMAGE_VARIABLE, IMAGE)
+
+
 def imported(uri: str, artifact: type[Artifact]) -> Artifact:
     """What is at `uri`, as an input of a task."""
     return uncached(dsl.importer(artifact_uri=uri, artifact_class=artifact, reimport=True)).output
@@ -75,9 +83,15 @@ def training(
 ) -> Finished:
     """Prepares a data set, trains a model on it and evaluates what was exported."""
     prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir, split=split)).outputs
-    trained = uncached(
-        train(data=prepared["data"], recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
-    ).outputs
+    task = train(
+        data=prepared["data"],
+        recipe=recipe,
+        overrides=overrides,
+        workers=workers,
+        run_dir=run_dir,
+        warm_start=False,
+    )
+    trained = knowing_its_image(task).outputs
     task = evaluate(
         model=trained["model"],
         data=prepared["data"],
@@ -104,8 +118,15 @@ def train_alone(
     run_dir: str = RUN_DIR,
 ) -> Trained:
     """Trains a model on a data set that is there already, a directory or a bucket's address."""
-    task = train(data=imported(data, Dataset), recipe=recipe, overrides=overrides, workers=workers, run_dir=run_dir)
-    return Trained(uncached(task).outputs["model"])
+    task = train(
+        data=imported(data, Dataset),
+        recipe=recipe,
+        overrides=overrides,
+        workers=workers,
+        run_dir=run_dir,
+        warm_start=False,
+    )
+    return Trained(knowing_its_image(task).outputs["model"])
 
 
 @dsl.pipeline(name="evaluate")

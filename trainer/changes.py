@@ -63,11 +63,10 @@ def _found(
 
 def _reasons(manifest: Mapping[str, Any], dataset: DataSet, config: Config) -> Iterator[str]:
     """What a model of `manifest` was trained by that is another today."""
-    try:
-        old, data, code = manifest["config"], manifest["data"]["digest"], manifest["code"]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"a version in the registry does not say how it was trained: {error!r}") from None
-    if data != dataset.digest:
+    old, data, code = (manifest.get(name) for name in ("config", "data", "code"))
+    if not (isinstance(old, dict) and isinstance(data, dict) and isinstance(code, dict)):
+        raise DataError("a version in the registry does not say how it was trained: no config, data or code")
+    if data.get("digest") != dataset.digest:
         yield "the examples are others"
     today = to_dict(_resolved(config, dataset, old))
     fields = [name for name in today if name not in INCIDENTAL and old.get(name) != today[name]]

@@ -67,7 +67,8 @@ def _by_split(some: Census) -> dict[str, int]:
 
 def _counted(by_split: dict[str, int]) -> str:
     parts = ", ".join(f"{split} {count:,}" for split, count in by_split.items())
-    return f"{sum(by_split.values()):,} examples{f' ({parts})' if parts else ''}"
+    count = sum(by_split.values())
+    return f"{count:,} example{'s' * (count != 1)}{f' ({parts})' if parts else ''}"
 
 
 def _tests(before: Census, added: Census, names: list[str]) -> list[dict[str, Any]]:

@@ -31,6 +31,11 @@ def post(
     address = webhook or os.environ.get(VARIABLE, "")
     if not address:
         return False
+    if not address.startswith(("https://", "http://")):
+        logger.warning("the notice could not be posted: the webhook is no https:// address")
+        return False
+    # Of each attempt that fails it tells the path, which is the secret of such an address.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     text = " ".join(f"{subject}: {state}{f': {error}' if error else ''}{f' ({run})' if run else ''}".split())
     content = {"text": text, "subject": subject, "state": state, "run": run, "error": error}
     try:

@@ -1,6 +1,7 @@
 """Records by number, in two ways."""
 
 import concurrent.futures
+import itertools
 import os
 import resource
 from pathlib import Path
@@ -65,9 +66,10 @@ def of_many_files(directory: Path, count: int, records: int = 3) -> ShardReader:
 def few_files():
     """A process that may have 16 files open more than it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptor = os.open("/", os.O_RDONLY)
-    os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor + 16, hard))
+    # The limit is one of numbers, of which some are in use above others that are not.
+    in_use = {int(number) for number in os.listdir("/proc/self/fd")}
+    free = (number for number in itertools.count() if number not in in_use)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 16, None)), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

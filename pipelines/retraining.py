@@ -1,0 +1,106 @@
+"""For years: today's data, and a new champion where they are new and a better one comes of them.
+
+Defaults stand in training.py and promotion.py, once.  What a parameter means, its component says.
+"""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Markdown, Model
+
+from components.compare import compare
+from components.detect_changes import detect_changes
+from components.evaluate import evaluate
+from components.notify import notify
+from components.prepare_data import prepare_data
+from components.promote import promote
+from components.train import train
+from pipelines.promotion import RULES
+from pipelines.training import (
+    DATA_DIR,
+    OVERRIDES,
+    RECIPE,
+    RUN_DIR,
+    SPLIT,
+    WEBHOOK,
+    WORKERS,
+    imported,
+    knowing_its_image,
+    uncached,
+)
+
+WARM_START = False
+
+
+@dsl.pipeline(name="retraining")
+def retraining(
+    dataset: str,
+    registry: str,
+    data_dir: str = DATA_DIR,
+    recipe: str = RECIPE,
+    overrides: list[str] = OVERRIDES,
+    rules: list[str] = RULES,
+    warm_start: bool = WARM_START,
+    workers: int = WORKERS,
+    run_dir: str = RUN_DIR,
+    split: str = SPLIT,
+    webhook: str = WEBHOOK,
+) -> None:
+    """Trains on today's data if anything is new, and makes the model the champion if it is better.
+
+    It has no outputs, for kfp lets none out of an exit handler: what it comes to is in the registry.
+    """
+    word = uncached(notify(webhook=webhook, subject=f"retraining on {dataset}"))
+    with dsl.ExitHandler(word):
+        prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir, split=split)).outputs["data"]
+        detected = knowing_its_image(
+            detect_changes(data=prepared, registry=registry, recipe=recipe, overrides=overrides)
+        )
+
+        def trained(warm_start: bool, champion: Model | None = None) -> Model:
+            task = train(
+                data=prepared,
+                recipe=recipe,
+                overrides=overrides,
+                workers=workers,
+                run_dir=run_dir,
+                warm_start=warm_start,
+                **({"champion": champion} if champion else {}),
+            )
+            return knowing_its_image(task).outputs["model"]
+
+        def evaluated(model: Model, other_classes: bool, run_dir: str = "") -> Artifact:
+            task = evaluate(model=model, data=prepared, split=split, run_dir=run_dir, other_classes=other_classes)
+            return uncached(task).outputs["evaluation"]
+
+        def judged(model: Model, **evaluations: Artifact) -> None:
+            verdict = uncached(compare(rules=rules, data=prepared, **evaluations))
+            with dsl.If(verdict.outputs["Output"] == "promote"):
+                uncached(promote(model=model, verdict=verdict.outputs["verdict"], registry=registry))
+
+        with dsl.If(detected.outputs["Output"] == "first"):
+            model = trained(warm_start=False)
+            judged(model, challenger=evaluated(model, other_classes=False, run_dir=run_dir))
+        with dsl.If(detected.outputs["Output"] == "retrain"):
+            champion = detected.outputs["champion"]
+            model = trained(warm_start, champion)
+            judged(
+                model,
+                challenger=evaluated(model, other_classes=False, run_dir=run_dir),
+                champion=evaluated(champion, other_classes=True),
+            )
+
+
+class Detected(NamedTuple):
+    """What `detect_changes` alone leaves."""
+
+    decision: str
+    changes: Markdown
+
+
+@dsl.pipeline(name="detect-changes")
+def detect_changes_alone(data: str, registry: str, recipe: str = RECIPE, overrides: list[str] = OVERRIDES) -> Detected:
+    """Says what has changed since the champion of a registry was trained."""
+    task = detect_changes(data=imported(data, Dataset), registry=registry, recipe=recipe, overrides=overrides)
+    detected = knowing_its_image(task).outputs
+    return Detected(detected["Output"], detected["changes"])
