@@ -1,9 +1,13 @@
+import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.trainer import google_storage
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,3 +59,33 @@ def start_program() -> Iterator:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    """The address of a bucket of a local server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).read()
+    access = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "r"}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in access.items():
+            patched.setenv(name, value)
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def google_bucket(tmp_path_factory):
+    """The address of a bucket of a local server that speaks as Google Cloud Storage does."""
+    with google_storage.serving() as (address, preconditions), pytest.MonkeyPatch.context() as patched:
+        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        key = tmp_path_factory.mktemp("google") / "key.json"
+        key.write_text(json.dumps({"gcs_base_url": address, "disable_oauth": True, **nobody}))
+        patched.setenv("GOOGLE_SERVICE_ACCOUNT", str(key))
+        yield "gs://bucket"
+    assert set(preconditions) == {"0", ""}

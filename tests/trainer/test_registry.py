@@ -7,12 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.trainer import google_storage
 from tests.trainer.made import write_model
 from trainer import artifact, saved_model
 from trainer.errors import DataError, StorageError, UsageError
@@ -32,36 +30,6 @@ def verdict(challenger: Path, champion: Path | None, word: str = "promote") -> d
         "challenger": {"model_digest": digest(challenger)},
         "champion": {"model_digest": digest(champion)} if champion else None,
     }
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """The address of a bucket of a local server that speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).read()
-    access = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "r"}
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in access.items():
-            patched.setenv(name, value)
-        yield "s3://bucket"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def google_bucket(tmp_path_factory):
-    """The address of a bucket of a local server that speaks as Google Cloud Storage does."""
-    with google_storage.serving() as (address, preconditions), pytest.MonkeyPatch.context() as patched:
-        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
-        key = tmp_path_factory.mktemp("google") / "key.json"
-        key.write_text(json.dumps({"gcs_base_url": address, "disable_oauth": True, **nobody}))
-        patched.setenv("GOOGLE_SERVICE_ACCOUNT", str(key))
-        yield "gs://bucket"
-    assert set(preconditions) == {"0", ""}
 
 
 @pytest.fixture(params=["directory", "bucket", "google_bucket"])

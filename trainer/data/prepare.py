@@ -40,7 +40,7 @@ def run(
         raise UsageError("dataset: none is named; give digits, a TFDS name, folder:PATH or synthetic")
     if kind not in SOURCES:
         _require_apart(output, data_dir)
-    elif kind == "folder" and argument:
+    elif kind == "folder" and argument and "://" not in argument:
         folder = Path(argument).expanduser().absolute()
         _require_apart(output, folder)
         if output.resolve().is_relative_to(folder.resolve()):

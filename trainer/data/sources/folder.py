@@ -13,6 +13,7 @@ from trainer.data import images
 from trainer.data.checks import require_two_classes
 from trainer.data.progress import track
 from trainer.data.records import Item, Layout, write
+from trainer.data.sources import bucket
 from trainer.data.sources.by_content import position_of, split_at
 from trainer.errors import DataError, UsageError
 
@@ -50,7 +51,7 @@ class _Kept(NamedTuple):
 
 
 def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
-    """Writes the images of the folder `argument`.
+    """Writes the images of the folder `argument`, a path or the address of a place in a bucket.
 
     Where there are no folders of splits, or none of validation or test, the hash of a file's
     bytes gives each missing one a tenth of the images.  The class names are those of the
@@ -60,10 +61,19 @@ def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
     Raises:
       UsageError: no folder is named.
       DataError: an image that cannot be used, an empty or unreadable folder; names the file.
+      StorageError: the bucket cannot be read.
     """
     if not argument:
         raise UsageError("folder: names no folder; write folder:PATH")
+    if bucket.is_address(argument):
+        with bucket.copied(argument, directory.parent) as copy:
+            return _fill(copy, argument, directory)
     root = Path(argument).expanduser()
+    return _fill(root, str(root), directory)
+
+
+def _fill(root: Path, origin: str, directory: Path) -> Layout:
+    """Writes the images below `root`; `origin` is what it is called."""
     files, ignored = listed(root)
     # Neighbours in a shard should not all be of one class; a hash of the name mixes without a seed.
     files.sort(key=lambda file: sha256(file.name.encode(errors="surrogatepass")).digest())
@@ -71,9 +81,9 @@ def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
     given = {file.split for file in files}
     shares = {split: share for split, share in SHARES.items() if split not in given}
     class_names = sorted({file.class_name for file in files})
-    require_two_classes(str(root), class_names)
+    require_two_classes(origin, class_names)
     items = track(_items(files, shares, counted), len(files), "reading images")
-    layout = write(directory, "folder", class_names, items, origin=str(root))
+    layout = write(directory, "folder", class_names, items, origin=origin)
     layout.notes += [
         {"check": "ignored_files", "found": len(ignored), "examples": ignored[:5]},
         {"check": "images_stored_as_png", "found": counted["changed"]},
