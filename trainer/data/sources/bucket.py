@@ -33,16 +33,20 @@ def copied(address: str, beside: Path) -> Iterator[Path]:
     store = Store(address)
     with tempfile.TemporaryDirectory(prefix=".bucket-", dir=beside) as scratch:
         root = Path(scratch)
-        names = [name for name in store.names("") if not name.endswith("/")]  # which consoles make for a folder
+        every = store.names("")
+        # Consoles make an empty object for a folder.
+        folders = {str(folder) for name in every for folder in PurePosixPath(name).parents}
+        names = [name for name in every if name not in folders]
         if not names:
             raise DataError(f"{address}: there is no file there")
 
         def copy(name: str) -> None:
             file = _place(root, name, address)
             content = store.read(name)
-            if content is None:
-                raise DataError(f"{address}/{name}: has gone while it was read")
             with storage_errors(file):
+                if content is None:  # a folder again, with nothing in it
+                    file.mkdir(parents=True, exist_ok=True)
+                    return
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
 
