@@ -71,9 +71,7 @@ def read(name: str) -> Package:
         raise UsageError(f"{name}: no such file; `python -m pipelines compile` writes one")
     try:
         text = Path(name).read_text(encoding="utf-8")
-        # A second document is for the cluster alone: volumes, secrets, node selectors.
-        content = next(yaml.safe_load_all(text), None)
-        spec = json_format.ParseDict(content or {}, PipelineSpec())
+        spec = _spec(text)
     except (yaml.YAMLError, json_format.ParseError, UnicodeDecodeError, TypeError) as error:
         raise UsageError(f"{name}: not a compiled pipeline: {error}") from error
     if not spec.root.dag.tasks:
@@ -101,7 +99,12 @@ def for_cluster(name: str, image: str | None = None) -> Package:
 
 
 def _parsed(text: str) -> Package:
-    return Package(json_format.ParseDict(yaml.safe_load(text), PipelineSpec()), text)
+    return Package(_spec(text), text)
+
+
+def _spec(text: str) -> PipelineSpec:
+    # A second document is for the cluster alone: volumes, secrets, node selectors.
+    return json_format.ParseDict(next(yaml.safe_load_all(text), None) or {}, PipelineSpec())
 
 
 def _images(spec: PipelineSpec) -> Iterator[str]:

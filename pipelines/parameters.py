@@ -20,8 +20,9 @@ TYPES: dict[int, tuple[type, str]] = {
     ParameterType.STRING: (str, "text"),
 }
 
-# Ours, also from a file: another pipeline's `recipe` may be anything.
-TRAINING = ("training", "train")
+# Ours, also from a file: another pipeline's `recipe` or `rules` may be anything.
+TRAINING = ("training", "train", "retraining", "detect-changes")
+JUDGING = ("retraining", "compare")
 
 
 def arguments(pipeline: PipelineSpec, assignments: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +56,12 @@ def checked(pipeline: PipelineSpec, given: Mapping[str, Any], place: str = "--pa
     if missing:
         raise UsageError(f"{place}{missing[0]}=… is missing; {_parameters(inputs)}")
     if pipeline.pipeline_info.name in TRAINING:
-        _check_training(values, place)
+        config = _assignments(values, "overrides", place)
+        override(recipe(values.get("recipe", "")), config)
+    if pipeline.pipeline_info.name in JUDGING and (rules := _assignments(values, "rules", place)):
+        from trainer.gate import Rules  # statistics, which take a second
+
+        override(Rules(), rules)
     return values
 
 
@@ -90,9 +96,9 @@ def _value(name: str, value: Any, parameter_type: int) -> Any:
     return value
 
 
-def _check_training(given: dict[str, Any], place: str) -> None:
-    """Refuses now what `train` would refuse after the data has been prepared."""
-    overrides = given.get("overrides", [])
-    if not all(isinstance(assignment, str) for assignment in overrides):
-        raise UsageError(f'{place}overrides={json.dumps(overrides)}: must be a list of "field=value"')
-    override(recipe(given.get("recipe", "")), overrides)
+def _assignments(given: Mapping[str, Any], name: str, place: str) -> list[str]:
+    """What a task would refuse later, when others have done their work, is refused now."""
+    found = given.get(name, [])
+    if not all(isinstance(assignment, str) for assignment in found):
+        raise UsageError(f'{place}{name}={json.dumps(found)}: must be a list of "field=value"')
+    return found

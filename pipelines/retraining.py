@@ -5,7 +5,7 @@ Defaults stand in training.py and promotion.py, once.  What a parameter means, i
 
 from typing import NamedTuple
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 from kfp.dsl import Artifact, Dataset, Markdown, Model
 
 from components.compare import compare
@@ -28,8 +28,17 @@ from pipelines.training import (
     knowing_its_image,
     uncached,
 )
+from trainer.notices import VARIABLE as WEBHOOK_VARIABLE
 
 WARM_START = False
+# An address that a parameter would show to all who see the run.
+WEBHOOK_SECRET, WEBHOOK_KEY = "kfp-vision-webhook", "url"
+
+
+def telling(webhook: str, subject: str) -> dsl.PipelineTask:
+    """The task that tells how it ended, also where only a secret of the cluster says whom."""
+    task = uncached(notify(webhook=webhook, subject=subject))
+    return kubernetes.use_secret_as_env(task, WEBHOOK_SECRET, {WEBHOOK_KEY: WEBHOOK_VARIABLE}, optional=True)
 
 
 @dsl.pipeline(name="retraining")
@@ -50,8 +59,7 @@ def retraining(
 
     It has no outputs, for kfp lets none out of an exit handler: what it comes to is in the registry.
     """
-    word = uncached(notify(webhook=webhook, subject=f"retraining on {dataset}"))
-    with dsl.ExitHandler(word):
+    with dsl.ExitHandler(telling(webhook, f"retraining on {dataset}")):
         prepared = uncached(prepare_data(dataset=dataset, data_dir=data_dir, split=split)).outputs["data"]
         detected = knowing_its_image(
             detect_changes(data=prepared, registry=registry, recipe=recipe, overrides=overrides)

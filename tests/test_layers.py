@@ -25,7 +25,9 @@ STRATEGIES = (
     "TPUStrategy",
 )
 CLUSTER_VARIABLES = ("TF_CONFIG", "JOB_COMPLETION_INDEX", "CLUSTER_SPEC")
-LIGHT = ("artifact", "cluster", "commandline", "config", "errors", "recipes")
+LIGHT = ("artifact", "cluster", "commandline", "config", "errors", "knobs", "notices", "recipes", "version")
+# Which knows its rules, and is imported only where some are given.
+JUDGE = "trainer.gate"
 NAMELESS = ("utils", "util", "common", "helpers", "helper", "misc", "shared")
 
 
@@ -125,7 +127,16 @@ RULES = {
         ("pipelines",),
         imports_of(
             "trainer",
-            but=("trainer.config", "trainer.recipes", "trainer.errors", "trainer.commandline", "trainer.knobs"),
+            but=(
+                "trainer.config",
+                "trainer.recipes",
+                "trainer.errors",
+                "trainer.commandline",
+                "trainer.knobs",
+                "trainer.version",
+                "trainer.gate",
+                "trainer.notices",
+            ),
         ),
     ),
     "pipelines compute nothing": Rule(("pipelines",), imports_of(*HEAVY)),

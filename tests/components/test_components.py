@@ -13,7 +13,9 @@ from kfp.dsl.base_component import BaseComponent
 import components
 from components import component
 from components.compare import compare
+from components.detect_changes import detect_changes
 from components.evaluate import evaluate
+from components.notify import notify
 from components.prepare_data import prepare_data
 from components.promote import promote
 from components.train import train
@@ -21,7 +23,9 @@ from components.train import train
 COMPONENTS = {
     "prepare_data": prepare_data,
     "train": train,
+    "detect_changes": detect_changes,
     "evaluate": evaluate,
+    "notify": notify,
     "compare": compare,
     "promote": promote,
 }

@@ -92,7 +92,10 @@ def test_tasks_after_one_that_succeeded_go_on(toys: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nope"], "no pipeline 'nope'; there are training, prepare_data, train, evaluate, compare, promote"),
+        (
+            ["nope"],
+            "no pipeline 'nope'; there are training, retraining, prepare_data, train, evaluate, detect",
+        ),
         ([], "run takes one NAME or FILE.yaml"),
         (["training", "--param=dataset=digits", "--root="], "--root='': must be a path"),
     ],
