@@ -2,14 +2,13 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from trainer import launch, quiet, stats
-from trainer.commandline import Command, main
+from trainer.commandline import Command, assignments, main, number, seconds, switch, text, with_json
 from trainer.config import describe, override, to_dict
 from trainer.errors import UsageError
 from trainer.recipes import RECIPES, recipe
@@ -214,57 +213,22 @@ def _counts(splits: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in splits.items())
 
 
-def _flags(*definitions: Callable[[flags.FlagValues], Any]) -> Callable[[flags.FlagValues], None]:
-    def define(values: flags.FlagValues) -> None:
-        for definition in definitions:
-            definition(values)
-        flags.DEFINE_bool("json", False, "print the result as JSON", flag_values=values)
-
-    return define
-
-
-def _text(name: str, meaning: str, *, default: str | None = None) -> Callable[[flags.FlagValues], Any]:
-    """A flag of text; without a default it has to be given."""
-
-    def define(values: flags.FlagValues) -> None:
-        required = default is None
-        flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
-
-    return define
-
-
-def _number(name: str, default: int | None, meaning: str) -> Callable[[flags.FlagValues], Any]:
-    return lambda values: flags.DEFINE_integer(name, default, meaning, flag_values=values)
-
-
-def _seconds(name: str, default: float, meaning: str) -> Callable[[flags.FlagValues], Any]:
-    return lambda values: flags.DEFINE_float(name, default, meaning, flag_values=values)
-
-
-def _switch(name: str, meaning: str) -> Callable[[flags.FlagValues], Any]:
-    return lambda values: flags.DEFINE_bool(name, False, meaning, flag_values=values)
-
-
-def _assignments(meaning: str) -> Callable[[flags.FlagValues], Any]:
-    return lambda values: flags.DEFINE_multi_string("set", [], meaning, flag_values=values)
-
-
-DATA = _text("data", "data set that `prepare` made")
-OVERRIDES = _assignments("field=value, over the recipe")
-RECIPE = _text("recipe", f"one of {', '.join(RECIPES)}", default="default")
-MODEL = _text("model", "model that `train` made")
-REGISTRY = _text("registry", "directory, s3://BUCKET/… or gs://BUCKET/…, of versions and a journal")
-CLEAN = _switch("clean", "replace what is at --output")
+DATA = text("data", "data set that `prepare` made")
+OVERRIDES = assignments("field=value, over the recipe")
+RECIPE = text("recipe", f"one of {', '.join(RECIPES)}", default="default")
+MODEL = text("model", "model that `train` made")
+REGISTRY = text("registry", "directory, s3://BUCKET/… or gs://BUCKET/…, of versions and a journal")
+CLEAN = switch("clean", "replace what is at --output")
 
 COMMANDS = {
     "prepare": Command(
         "Make a checked data set of images that any source holds.",
         f"{PROGRAM} prepare --dataset=folder:photos --output=runs/photos",
-        _flags(
-            _text("dataset", "digits, a TFDS name, folder:PATH, synthetic or synthetic:HxWxC:CLASSES:EXAMPLES"),
-            _text("output", "directory to make"),
-            _text("data_dir", "where TFDS finds prepared data sets, or puts them", default=""),
-            _text("data_time", "when the data are from, ISO 8601; by default now", default=""),
+        with_json(
+            text("dataset", "digits, a TFDS name, folder:PATH, synthetic or synthetic:HxWxC:CLASSES:EXAMPLES"),
+            text("output", "directory to make"),
+            text("data_dir", "where TFDS finds prepared data sets, or puts them", default=""),
+            text("data_time", "when the data are from, ISO 8601; by default now", default=""),
             CLEAN,
         ),
         prepare,
@@ -272,33 +236,33 @@ COMMANDS = {
     "train": Command(
         "Train a classifier and export it.",
         f"{PROGRAM} train --data=runs/photos --output=runs/model --set=train_epochs=20 --workers=2",
-        _flags(
+        with_json(
             DATA,
-            _text("output", "model directory to make"),
+            text("output", "model directory to make"),
             RECIPE,
             OVERRIDES,
-            _number("workers", 1, "local worker processes, which share the cores"),
-            _text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
-            _text(
+            number("workers", 1, "local worker processes, which share the cores"),
+            text("run_dir", "checkpoints and logs; by default OUTPUT.run", default=""),
+            text(
                 "worker_hosts",
                 "host:port of all workers, with commas, or one with {index} in it; TF_CONFIG wins over it",
                 default="",
             ),
-            _number("task_index", None, "which of --worker_hosts this is, from 0; else JOB_COMPLETION_INDEX says it"),
-            _number("expected_workers", 0, "refuse to train with another number of workers; 0: any"),
-            _seconds("cluster_timeout", 300.0, "seconds to wait for the other workers to come"),
-            _seconds("hang_timeout", 600.0, "seconds without progress after which a worker ends; 0: never"),
-            _number("max_restarts", 3, "times that lost local workers start again without a new checkpoint"),
-            _switch("clean", "forget checkpoints in --run_dir and replace what is at --output"),
+            number("task_index", None, "which of --worker_hosts this is, from 0; else JOB_COMPLETION_INDEX says it"),
+            number("expected_workers", 0, "refuse to train with another number of workers; 0: any"),
+            seconds("cluster_timeout", 300.0, "seconds to wait for the other workers to come"),
+            seconds("hang_timeout", 600.0, "seconds without progress after which a worker ends; 0: never"),
+            number("max_restarts", 3, "times that lost local workers start again without a new checkpoint"),
+            switch("clean", "forget checkpoints in --run_dir and replace what is at --output"),
         ),
         train,
     ),
     "show": Command(
         "Draw a sheet of training examples as augmentation changes them.",
         f"{PROGRAM} show --data=runs/photos --set=mixup=0.2 --set=randaugment_layers=2",
-        _flags(
+        with_json(
             DATA,
-            _text("output", "PNG to write; by default DATA.examples.png", default=""),
+            text("output", "PNG to write; by default DATA.examples.png", default=""),
             RECIPE,
             OVERRIDES,
         ),
@@ -307,9 +271,9 @@ COMMANDS = {
     "lr": Command(
         "Propose a learning rate, and draw the loss over the rates.",
         f"{PROGRAM} lr --data=runs/photos --set=optimizer=adamw",
-        _flags(
+        with_json(
             DATA,
-            _text("output", "PNG to write; by default DATA.learning_rate.png", default=""),
+            text("output", "PNG to write; by default DATA.learning_rate.png", default=""),
             RECIPE,
             OVERRIDES,
         ),
@@ -318,15 +282,13 @@ COMMANDS = {
     "evaluate": Command(
         "Measure an exported model on a split it was not trained on.",
         f"{PROGRAM} evaluate --model=runs/model --data=runs/photos --output=runs/evaluation",
-        _flags(
+        with_json(
             MODEL,
             DATA,
-            _text("output", "directory to make"),
-            _text("split", "split to measure on", default="test"),
-            _text("run_dir", "what train was given, for the report's events; by default MODEL.run", default=""),
-            _switch(
-                "other_classes", "take a data set with other classes; those the model does not know count as wrong"
-            ),
+            text("output", "directory to make"),
+            text("split", "split to measure on", default="test"),
+            text("run_dir", "what train was given, for the report's events; by default MODEL.run", default=""),
+            switch("other_classes", "take a data set with other classes; those the model does not know count as wrong"),
             CLEAN,
         ),
         evaluate,
@@ -334,12 +296,12 @@ COMMANDS = {
     "compare": Command(
         "Say whether a model has shown, on the same examples, that it is better than another.",
         f"{PROGRAM} compare --challenger=runs/evaluation2 --champion=runs/evaluation --output=runs/verdict",
-        _flags(
-            _text("challenger", "evaluation of the model that may be promoted"),
-            _text("champion", "evaluation of the model that serves now; without one, the floors decide", default=""),
-            _text("data", "data set of both, for pictures of what is fixed and broken in the report", default=""),
-            _text("output", "directory to make"),
-            _assignments(
+        with_json(
+            text("challenger", "evaluation of the model that may be promoted"),
+            text("champion", "evaluation of the model that serves now; without one, the floors decide", default=""),
+            text("data", "data set of both, for pictures of what is fixed and broken in the report", default=""),
+            text("output", "directory to make"),
+            assignments(
                 "rule=value: significance=0.05, negative_flips=0.05, class_regressions=true, "
                 "floors=accuracy_top_1:0.9,log_loss:0.5, largest_mib=100"
             ),
@@ -350,34 +312,34 @@ COMMANDS = {
     "changes": Command(
         "Say what has changed since the champion was trained, if anything.",
         f"{PROGRAM} changes --data=runs/photos --registry=runs/registry",
-        _flags(DATA, REGISTRY, RECIPE, OVERRIDES),
+        with_json(DATA, REGISTRY, RECIPE, OVERRIDES),
         changes,
     ),
     "promote": Command(
         "Make a model the champion, as the verdict says.",
         f"{PROGRAM} promote --model=runs/model2 --registry=runs/registry --verdict=runs/verdict",
-        _flags(MODEL, REGISTRY, _text("verdict", "what `compare` made")),
+        with_json(MODEL, REGISTRY, text("verdict", "what `compare` made")),
         promote,
     ),
     "undo": Command(
         "Make the version before the champion the champion again.",
         f"{PROGRAM} undo --registry=runs/registry",
-        _flags(REGISTRY),
+        with_json(REGISTRY),
         undo,
     ),
     "history": Command(
         "Say what was promoted when, and why.",
         f"{PROGRAM} history --registry=runs/registry",
-        _flags(REGISTRY),
+        with_json(REGISTRY),
         history,
     ),
     "fetch": Command(
         "Copy a version out of the registry, every digest checked.",
         f"{PROGRAM} fetch --registry=runs/registry --output=runs/champion",
-        _flags(
+        with_json(
             REGISTRY,
-            _text("output", "model directory to make"),
-            _number("version", 0, "which; 0: the champion"),
+            text("output", "model directory to make"),
+            number("version", 0, "which; 0: the champion"),
             CLEAN,
         ),
         fetch,
@@ -385,28 +347,28 @@ COMMANDS = {
     "verify": Command(
         "Hold every file of a model against its manifest.",
         f"{PROGRAM} verify --model=runs/model",
-        _flags(MODEL),
+        with_json(MODEL),
         verify,
     ),
     "reproduce": Command(
         "Train a model again from its manifest, and see whether the same weights come of it.",
         f"{PROGRAM} reproduce --model=runs/model --data=runs/photos",
-        _flags(
-            MODEL, DATA, _text("output", "model directory to make; by default the new model is thrown away", default="")
+        with_json(
+            MODEL, DATA, text("output", "model directory to make; by default the new model is thrown away", default="")
         ),
         reproduce,
     ),
     "predict": Command(
         "Say what is on images: file, class and probability, a line each.",
         f"{PROGRAM} predict --model=runs/model cat.jpg dog.png",
-        _flags(MODEL),
+        with_json(MODEL),
         predict,
         arguments="IMAGE…",
     ),
     "recipes": Command(
         "List the recipes, or show one whole.",
         f"{PROGRAM} recipes cifar10_resnet20",
-        _flags(OVERRIDES),
+        with_json(OVERRIDES),
         recipes,
         arguments="[NAME]",
     ),

@@ -54,6 +54,46 @@ def main(program: str, summary: str, commands: Mapping[str, Command]) -> None:
     app.run(run, flags_parser=parse)
 
 
+Definition = Callable[[flags.FlagValues], object]
+
+
+def with_json(*definitions: Definition) -> Callable[[flags.FlagValues], None]:
+    """What defines all of some flags of a command, and --json."""
+
+    def define(values: flags.FlagValues) -> None:
+        for definition in definitions:
+            definition(values)
+        flags.DEFINE_bool("json", False, "print the result as JSON", flag_values=values)
+
+    return define
+
+
+def text(name: str, meaning: str, *, default: str | None = None) -> Definition:
+    """A flag of text; without a default it has to be given."""
+    required = default is None
+    return lambda values: flags.DEFINE_string(name, default, meaning, flag_values=values, required=required)
+
+
+def number(name: str, default: int | None, meaning: str) -> Definition:
+    """A flag of a whole number."""
+    return lambda values: flags.DEFINE_integer(name, default, meaning, flag_values=values)
+
+
+def seconds(name: str, default: float, meaning: str) -> Definition:
+    """A flag of a time in seconds."""
+    return lambda values: flags.DEFINE_float(name, default, meaning, flag_values=values)
+
+
+def switch(name: str, meaning: str) -> Definition:
+    """A flag that is off unless it is given."""
+    return lambda values: flags.DEFINE_bool(name, False, meaning, flag_values=values)
+
+
+def assignments(meaning: str) -> Definition:
+    """The flag --set, which may be given often."""
+    return lambda values: flags.DEFINE_multi_string("set", [], meaning, flag_values=values)
+
+
 @contextlib.contextmanager
 def reporting(program: str) -> Iterator[None]:
     """What `main` does for a command, for the block of a process that another program started.
