@@ -71,11 +71,14 @@ def test_undo_goes_back_one_version_at_a_time(uri: str, models: list[Path]):
     for model in models:
         registry.promote(model, verdict(model, before))
         before = model
+    assert registry.undone() == []
     assert [registry.undo()["version"] for _ in range(2)] == [2, 1]
+    assert registry.undone() == [2, 3]
     with pytest.raises(DataError, match="there is no version before the champion"):
         registry.undo()
     # What was undone may come again, and go again.
     assert registry.promote(models[2], verdict(models[2], models[0]))["version"] == 3
+    assert registry.undone() == [2]
     assert registry.undo()["version"] == 1
     assert [entry["what"] for entry in registry.history()] == ["promote"] * 3 + ["undo"] * 2 + ["promote", "undo"]
 
@@ -140,7 +143,13 @@ def test_what_was_changed_is_refused_by_name(models: list[Path], tmp_path: Path)
     root = tmp_path / "registry"
     registry = Registry(str(root))
     registry.promote(models[0], verdict(models[0], None))
+    assert registry.file(1, "labels.txt") == b"a\nb\n"
+    assert registry.manifest(1) == artifact.read_manifest(models[0], "model")
+    with pytest.raises(DataError, match=r"versions/1/no\.txt: is no file of version 1"):
+        registry.file(1, "no.txt")
     (root / "versions/1/labels.txt").write_text("b\na\n")
+    with pytest.raises(DataError, match=r"versions/1/labels\.txt: differs from what its manifest says"):
+        registry.file(1, "labels.txt")
     with pytest.raises(DataError, match=r"versions/1/labels\.txt: differs from what its manifest says"):
         registry.fetch(1, tmp_path / "fetched")
     (root / "versions/1/labels.txt").unlink()
