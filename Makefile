@@ -22,11 +22,11 @@ run: $(READY) ## train on scikit-learn's digits and evaluate, by the whole pipel
 	$(BIN)/python -m pipelines run training --param=dataset=digits --param=recipe=digits $(ARGS)
 
 test: $(READY) ## the quick tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 $(ARGS)
 
 # Three at a time on two cores: many of them wait for a time to be over.
 test-long: $(READY) ## the slow tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m long $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m long --durations=20 $(ARGS)
 
 check: $(READY) ## format, lint and types
 	$(BIN)/python -m ruff format --check .

@@ -16,6 +16,7 @@ def evaluate(
     report: Output[HTML],
     metrics: Output[Metrics],
     confusion: Output[ClassificationMetrics],
+    events: Input[Artifact] = None,
 ) -> None:
     """Measures an exported model on one split of a data set.
 
@@ -23,12 +24,13 @@ def evaluate(
         model: what train wrote.
         data: what prepare_data wrote.
         split: the part of the data to measure on.
-        run_dir: what train was given, if anything; the report shows what happened there.
+        run_dir: what train was given, if anything; the report shows what happened there, unless events say it.
         other_classes: whether the data may have classes that the model does not know; they count as wrong.
         evaluation: every metric with its interval, every prediction, and the report.
         report: learning curve, confusion matrix, slices and the worst mistakes, on one page.
         metrics: the headline numbers.
         confusion: rows are true classes, columns predicted ones; the ROC curve is over all classes.
+        events: what happened while the model was trained.
     """
     import shutil
     import sys
@@ -46,7 +48,7 @@ def evaluate(
             Path(data.path),
             Path(evaluation.path),
             split=split,
-            run_dir=Path(run_dir) if run_dir else None,
+            run_dir=Path(events.path if events else run_dir) if events or run_dir else None,
             other_classes=other_classes,
         )
     top = measured["accuracy_top_1"]
@@ -59,6 +61,7 @@ def evaluate(
         if isinstance(value, dict) and "value" in value:  # a headline number, with its interval
             metrics.log_metric(name, value["value"])
     metrics.log_metric("model_mib", measured["model_bytes"] / 2**20)
-    confusion.log_confusion_matrix(measured["class_names"], measured["confusion_matrix"])
+    if len(measured["class_names"]) <= 200:  # of more, it would be larger than what a server takes of an artifact
+        confusion.log_confusion_matrix(measured["class_names"], measured["confusion_matrix"])
     if roc := measured["roc"]:
         confusion.log_roc_curve(roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"])

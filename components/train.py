@@ -1,6 +1,6 @@
 """A model, trained by a recipe."""
 
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
 
 from components import component
 
@@ -14,6 +14,7 @@ def train(
     run_dir: str,
     warm_start: bool,
     model: Output[Model],
+    events: Output[Artifact],
     champion: Input[Model] = None,
 ) -> None:
     """Trains an image classifier.
@@ -26,8 +27,10 @@ def train(
         run_dir: where checkpoints and logs are kept; one that outlives the task lets a retry resume.
         warm_start: whether the champion's weights are the first ones, where there is a champion.
         model: a SavedModel with its labels, configuration, history and manifest.
+        events: what happened while it was trained, for its report.
         champion: the model that serves.
     """
+    import shutil
     from pathlib import Path
 
     from trainer import launch
@@ -43,5 +46,9 @@ def train(
             run_dir=Path(run_dir) if run_dir else None,
             program="train",
         )
+    happened = Path(run_dir or f"{model.path}.run", "events.jsonl")
+    Path(events.path).mkdir(parents=True)
+    if happened.exists():
+        shutil.copy(happened, events.path)
     model.framework = "tensorflow"
     model.metadata.update(weights_sha256=manifest["weights_sha256"], data_digest=manifest["data"]["digest"])

@@ -58,6 +58,8 @@ def checked(pipeline: PipelineSpec, given: Mapping[str, Any], place: str = "--pa
     if pipeline.pipeline_info.name in TRAINING:
         config = _assignments(values, "overrides", place)
         override(recipe(values.get("recipe", "")), config)
+        if "://" in (run_dir := values.get("run_dir", "")):
+            raise UsageError(f"{place}run_dir={run_dir}: must be a path; a bucket has to be mounted")
     if pipeline.pipeline_info.name in JUDGING and (rules := _assignments(values, "rules", place)):
         from trainer.gate import Rules  # statistics, which take a second
 

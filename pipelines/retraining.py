@@ -65,38 +65,25 @@ def retraining(
             detect_changes(data=prepared, registry=registry, recipe=recipe, overrides=overrides)
         )
 
-        def trained(warm_start: bool, champion: Model | None = None) -> Model:
-            task = train(
-                data=prepared,
-                recipe=recipe,
-                overrides=overrides,
-                workers=workers,
-                run_dir=run_dir,
-                warm_start=warm_start,
-                **({"champion": champion} if champion else {}),
-            )
-            return knowing_its_image(task).outputs["model"]
+        how = {"data": prepared, "recipe": recipe, "overrides": overrides, "workers": workers, "run_dir": run_dir}
 
-        def evaluated(model: Model, other_classes: bool, run_dir: str = "") -> Artifact:
-            task = evaluate(model=model, data=prepared, split=split, run_dir=run_dir, other_classes=other_classes)
+        def evaluated(model: Model, other_classes: bool, **events: Artifact) -> Artifact:
+            task = evaluate(model=model, data=prepared, split=split, run_dir="", other_classes=other_classes, **events)
             return uncached(task).outputs["evaluation"]
 
-        def judged(model: Model, **evaluations: Artifact) -> None:
-            verdict = uncached(compare(rules=rules, data=prepared, **evaluations))
-            with dsl.If(verdict.outputs["Output"] == "promote"):
-                uncached(promote(model=model, verdict=verdict.outputs["verdict"], registry=registry))
+        def judged(trained: dict[str, Artifact], **champion: Artifact) -> None:
+            model = trained["model"]
+            challenger = evaluated(model, other_classes=False, events=trained["events"])
+            verdict = uncached(compare(challenger=challenger, rules=rules, data=prepared, **champion)).outputs
+            with dsl.If(verdict["Output"] == "promote"):
+                uncached(promote(model=model, verdict=verdict["verdict"], registry=registry))
 
         with dsl.If(detected.outputs["Output"] == "first"):
-            model = trained(warm_start=False)
-            judged(model, challenger=evaluated(model, other_classes=False, run_dir=run_dir))
+            judged(knowing_its_image(train(warm_start=False, **how)).outputs)
         with dsl.If(detected.outputs["Output"] == "retrain"):
             champion = detected.outputs["champion"]
-            model = trained(warm_start, champion)
-            judged(
-                model,
-                challenger=evaluated(model, other_classes=False, run_dir=run_dir),
-                champion=evaluated(champion, other_classes=True),
-            )
+            trained = knowing_its_image(train(warm_start=warm_start, champion=champion, **how)).outputs
+            judged(trained, champion=evaluated(champion, other_classes=True))
 
 
 class Detected(NamedTuple):

@@ -96,7 +96,8 @@ def training(
         model=trained["model"],
         data=prepared["data"],
         split=split,
-        run_dir=run_dir,
+        run_dir="",
+        events=trained["events"],
         other_classes=OTHER_CLASSES,
     )
     evaluated = uncached(task).outputs

@@ -124,8 +124,9 @@ def _failure(server: Server, run: Any, details: list[Any]) -> str:
     lines = _log(server, run.run_id, detail)
     if not lines:
         return f"{name} failed{_said(detail) or _said(run)}; its log cannot be had"
-    # As a task puts what the user can mend; its name in the pipeline has dashes.
-    own = [line for line in lines if line.startswith(f"{name.replace('-', '_')}: ")]
+    # As a task puts what the user can mend; its name in the pipeline has dashes, and a number behind the first.
+    component = re.sub(r"-\d+$", "", name).replace("-", "_")
+    own = [line for line in lines if line.startswith(f"{component}: ")]
     last = own[-1] if own else lines[-1]
     for line in lines:
         if line is not last:

@@ -153,7 +153,8 @@ def reproduce(values: flags.FlagValues, words: list[str]) -> None:
     from trainer import reproduce as reproduction
 
     output = Path(values.output) if values.output else None
-    found = reproduction.run(Path(values.model), Path(values.data), output, program=PROGRAM)
+    model, data = Path(values.model), Path(values.data)
+    found = reproduction.run(model, data, output, start_from=values.pretrained, program=PROGRAM)
     _print(values, found, f"{values.model}: the same weights came of it, bit for bit; {found['weights_sha256']}")
 
 
@@ -354,7 +355,10 @@ COMMANDS = {
         "Train a model again from its manifest, and see whether the same weights come of it.",
         f"{PROGRAM} reproduce --model=runs/model --data=runs/photos",
         with_json(
-            MODEL, DATA, text("output", "model directory to make; by default the new model is thrown away", default="")
+            MODEL,
+            DATA,
+            text("output", "model directory to make; by default the new model is thrown away", default=""),
+            text("pretrained", "where what it was started from is now, if anything", default=""),
         ),
         reproduce,
     ),

@@ -73,6 +73,11 @@ def _reasons(manifest: Mapping[str, Any], dataset: DataSet, config: Config) -> I
     if fields:
         named = (f"{name} was {shown(old.get(name))}, is {shown(today[name])}" for name in fields)
         yield f"the config is another ({', '.join(named)})"
+    if config.pretrained:
+        from trainer import pretrained  # networks, which take seconds
+
+        if pretrained.digest(config) != manifest.get("pretrained"):
+            yield f"what training starts from is another ({config.pretrained})"
     now = version.code_version()
     for what, name in (("version", "version"), ("sources_sha256", "code"), ("image", "image")):
         was, here = (each.get(what, "") for each in (code, now))

@@ -43,6 +43,7 @@ def run(
         "challenger_digest": found.challenger.digest,
         "champion_digest": found.champion.digest if found.champion else None,
         "rules": to_dict(rules),
+        "pictures": data is not None,
     }
     if not clean and artifact.there(output, gate.KIND, subject):
         logger.info("%s: already there", output)

@@ -54,7 +54,7 @@ def run(
     measured = {**subject, "n": len(predictions.label), **measure(predictions, class_names)}
     measured["slices"] = slices.measure(columns, predictions.right)
     measured["unknown_classes"] = [name for name in class_names if name not in exported.class_names]
-    measured["model_bytes"] = sum((exported.directory / file).stat().st_size for file in exported.manifest["files"])
+    measured["model_bytes"] = saved_model.program_bytes(exported)
     took = latency.measure(classify, datasets.first_images(dataset, split, max(latency.BATCHES)))
     page = report.render(
         measured,

@@ -135,10 +135,11 @@ def no_class_is_worse(comparison: Comparison) -> Iterator[Finding]:
 
 def floors_hold(comparison: Comparison) -> Iterator[Finding]:
     """Each floor against the challenger's own number: passed where its whole interval is above."""
+    classes = comparison.challenger.class_names
     for name, floor in comparison.rules.floors:
         number = comparison.challenger.measured.get(name)
         if number is None:
-            yield Finding(False, f"{name} means nothing for {len(comparison.challenger.class_names)} classes")
+            yield Finding(False, f"{name} means nothing for {len(classes)} classes")
             continue
         lower = name in metrics.LOWER_IS_BETTER
         value, edge = number["value"], number["high" if lower else "low"]
@@ -147,11 +148,20 @@ def floors_hold(comparison: Comparison) -> Iterator[Finding]:
         if (value > floor) if lower else (value < floor):
             yield Finding(False, said)
         elif edge is None:
-            yield Finding(None, f"{said}; one example has no interval")
+            yield Finding(None, f"{said}; it has no interval")
+        elif number.get("classes", len(classes)) < len(classes):
+            missing = ", ".join(_without_examples(comparison.challenger))
+            yield Finding(None, f"{said}; nothing is known of {missing}, of which there is no example")
         elif (edge <= floor) if lower else (edge >= floor):
             yield Finding(True, f"{said}, and is so over its whole 95 % interval")
         else:
             yield Finding(None, f"{said}; its 95 % interval reaches {edge:.4f}; {_narrower(number, edge, floor)}")
+
+
+def has_examples(comparison: Comparison) -> Iterator[Finding]:
+    """One example decides nothing, also where nothing else is asked for."""
+    if len(comparison.challenger.predictions.label) < 2:
+        yield Finding(None, "there is one test example; more would decide")
 
 
 def is_small_enough(comparison: Comparison) -> Iterator[Finding]:
@@ -173,13 +183,20 @@ def _narrower(number: dict[str, Any], edge: float, floor: float) -> str:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     """What a reader must know beside the findings."""
+    if missing := _without_examples(comparison.challenger):
+        yield f"there is no test example of {', '.join(missing)}"
     if comparison.champion is None:
-        yield "there is no champion"
+        yield "there is no champion" if comparison.rules.floors else "there is no champion, and no floor was asked for"
         return
     for who, side in (("champion", comparison.champion), ("challenger", comparison.challenger)):
         for name in side.measured["unknown_classes"]:
             count = int((side.predictions.label == side.class_names.index(name)).sum())
             yield f"the {who} does not know class {name!r}, whose {count} examples count as wrong"
+
+
+def _without_examples(evaluation: Evaluation) -> list[str]:
+    there = set(np.unique(evaluation.predictions.label).tolist())
+    return [name for k, name in enumerate(evaluation.class_names) if k not in there]
 
 
 def _difference(pair: Pair) -> dict[str, Any]:
@@ -216,5 +233,6 @@ RULES: dict[str, Callable[[Comparison], Iterator[Finding]]] = {
     "negative_flips": keeps_what_was_right,
     "class_regressions": no_class_is_worse,
     "floors": floors_hold,
+    "examples": has_examples,
     "largest_mib": is_small_enough,
 }

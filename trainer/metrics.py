@@ -120,7 +120,8 @@ def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, An
     without an example, the precision of a class that was never predicted, the area where no
     example is of another class.
     """
-    scores = None if answers.drawn_counts is None else _f1(*answers.drawn_counts)
+    counts = answers.drawn_counts
+    scores = None if counts is None else np.where(counts[1] > 0, _f1(*counts), math.nan)
     areas = answers.drawn_areas
     rows = []
     for k, (name, (right, support, predicted)) in enumerate(zip(class_names, answers.counts().T, strict=True)):

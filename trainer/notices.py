@@ -16,6 +16,7 @@ RETRIES = urllib3.Retry(
     allowed_methods=None,
     redirect=0,
     raise_on_status=False,
+    retry_after_max=10,  # whatever the other side asks for
 )
 
 
@@ -28,7 +29,7 @@ def post(
     Slack and what is compatible with it shows `text`.  That it cannot be posted is a warning: what
     has happened has happened.  The address, which is a secret, is not in it.
     """
-    address = webhook or os.environ.get(VARIABLE, "")
+    address = (webhook or os.environ.get(VARIABLE, "")).strip()  # a secret made of a file ends in a new line
     if not address:
         return False
     if not address.startswith(("https://", "http://")):

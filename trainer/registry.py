@@ -204,12 +204,18 @@ class Registry:
         raise DataError(f"{self.uri}: others write to its journal without end; try again")
 
     def _derived(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-        if not entries:
-            return None
-        content = json.dumps(entries[-1], indent=1).encode()
-        if self._store.read(CHAMPION) != content:
-            self._store.write(CHAMPION, content)
-        return entries[-1]
+        """The last of `entries`; champion.json is brought up to it, and never back to it."""
+        while entries and self._pointer() < entries[-1]["number"]:
+            self._store.write(CHAMPION, json.dumps(entries[-1], indent=1).encode())
+            entries = self.history()  # another may have come, and written before us
+        return entries[-1] if entries else None
+
+    def _pointer(self) -> int:
+        """The number of the entry that champion.json holds; 0 where it holds none."""
+        try:
+            return int(json.loads(self._store.read(CHAMPION) or b"{}").get("number", 0))
+        except (ValueError, TypeError, AttributeError):
+            return 0
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

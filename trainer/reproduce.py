@@ -1,5 +1,6 @@
 """Training a model again from what its manifest says of it: whether the same weights come of that."""
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import launch, machine, pretrained, saved_model
+from trainer import artifact, launch, machine, pretrained, saved_model
 from trainer.config import Config, from_dict, to_dict
 from trainer.data.dataset import open_dataset
 from trainer.errors import DataError, UsageError
@@ -19,31 +20,41 @@ from trainer.version import code_version
 
 logger = logging.getLogger(__name__)
 
+SOURCES = ("version", "sources_sha256")  # an image of the same sources is the same code
 
-def run(model: Path, data: Path, output: Path | None = None, *, program: str = "") -> dict[str, Any]:
+
+def run(
+    model: Path, data: Path, output: Path | None = None, *, start_from: str = "", program: str = ""
+) -> dict[str, Any]:
     """Trains `model` again on `data`, by its own Config, seed and number of workers, and compares the weights.
 
-    The new model goes to `output`, or is thrown away.  `program`: as launch.train.  Returns
-    `weights_sha256`, and `code`: whether it is the code that trained the model.
+    The new model goes to `output`, or is thrown away; no checkpoint is taken up.  `start_from` is
+    where the weights are that it was started from, if not where they were.  `program`: as
+    launch.train.  Returns `weights_sha256`, and `code`: whether it is the code that trained the model.
 
     Raises:
       DataError: the model is not what its manifest says, `data` or what it started from is
         another, its training does not repeat, or other weights came of it; says how far apart.
+      UsageError: something is at `output`.
       TrainerError: as launch.train.
     """
     exported = saved_model.open_model(model)
     config = _config(exported)
+    if config.pretrained and start_from:
+        config = dataclasses.replace(config, pretrained=start_from)
+    if output and artifact.occupied(output):
+        raise UsageError(f"{output} is already there; give another --output")
     _check_data(exported, config, data)
-    if pretrained.digest(config) != exported.manifest.get("pretrained"):
-        raise DataError(f"pretrained={config.pretrained}: is not what {exported.directory} was started from")
-    same_code = exported.manifest["code"] == code_version()
+    _check_start(exported, config)
+    same_code = all(exported.manifest["code"].get(name) == code_version()[name] for name in SOURCES)
     if not same_code:
         logger.warning("%s was trained by other code than this; other weights may come of that", exported.directory)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch:
         again = output or Path(scratch, "model")
         overrides = [f"{name}={shown(value)}" for name, value in to_dict(config).items()]
         workers = exported.manifest["workers"]
-        made = launch.train(data, again, overrides=overrides, workers=workers, program=program)
+        run_dir = Path(scratch, "run")
+        made = launch.train(data, again, overrides=overrides, workers=workers, run_dir=run_dir, program=program)
         if made["weights_sha256"] != exported.manifest["weights_sha256"]:
             raise DataError(_difference(exported, saved_model.open_model(again), same_code=same_code))
     return {"model": str(model), "weights_sha256": made["weights_sha256"], "code": same_code}
@@ -58,6 +69,18 @@ def _config(exported: SavedModel) -> Config:
     if config.strategy == "parameter_server":
         raise DataError(f"{exported.directory}: was trained with parameter servers, whose weights do not repeat")
     return config
+
+
+def _check_start(exported: SavedModel, config: Config) -> None:
+    wanted = exported.manifest.get("pretrained")
+    if config.pretrained and not Path(config.pretrained).exists():
+        raise DataError(f"{config.pretrained}: is not there any more; {_started(exported, wanted)}; give --pretrained")
+    if pretrained.digest(config) != wanted:
+        raise DataError(f"{config.pretrained or 'nothing'}: {_started(exported, wanted)}")
+
+
+def _started(exported: SavedModel, digest: str | None) -> str:
+    return f"{exported.directory} was started from {f'weights of digest {digest[:12]}' if digest else 'nothing'}"
 
 
 def _check_data(exported: SavedModel, config: Config, data: Path) -> None:

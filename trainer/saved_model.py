@@ -44,10 +44,16 @@ def open_model(directory: Path) -> SavedModel:
     """The model at `directory`, every file's digest checked; loads no TensorFlow.
 
     Raises:
-      DataError: no model there, not complete, or a file differs; names the file.
+      DataError: no model there, not complete, or a file differs or was added; names the file.
     """
     directory = Path(directory)
     manifest = artifact.verify(directory, KIND)
+    # A server takes the highest number, so a program beside ours would be the one that is served.
+    there = (path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file())
+    unknown = [name for name in there if name not in manifest["files"] and not Path(name).name.startswith(".")]
+    if unknown != [artifact.MANIFEST]:
+        added = next(name for name in unknown if name != artifact.MANIFEST)
+        raise DataError(f"{directory / added}: is not in {artifact.MANIFEST}; it was added")
     if PROGRAM not in manifest["files"]:
         raise DataError(f"{directory / PROGRAM}: missing; a model needs it")
     try:
@@ -57,6 +63,11 @@ def open_model(directory: Path) -> SavedModel:
         raise DataError(f"{directory / artifact.MANIFEST}: class_names or image_shape is wrong: {error}") from None
     digest = artifact.file_sha256(directory / artifact.MANIFEST)
     return SavedModel(directory, manifest, digest, names, (height, width, channels))
+
+
+def program_bytes(model: SavedModel) -> int:
+    """The size of what is served: the SavedModel, without what is said of it."""
+    return sum((model.directory / file).stat().st_size for file in model.manifest["files"] if file.startswith("1/"))
 
 
 def load(model: SavedModel) -> Classify:

@@ -70,6 +70,14 @@ def is_worse(entry: Mapping[str, Any]) -> bool:
 
 def _slices(column: str, values: Array) -> Iterator[tuple[str, Array]]:
     """The value of each slice in words, and which examples are in it, bool [n]; nothing where all are alike."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        there = np.isfinite(values)
+        yield "missing", ~there
+        for value, members in _slices(column, values[there]) if there.any() else ():
+            among = np.zeros(len(values), bool)
+            among[there] = members
+            yield value, among
+        return
     different = np.unique(values)
     cut = _ranges if values.dtype.kind == "f" and len(different) > RANGES else _values
     if len(different) > 1 and (cut is _ranges or column == "class" or len(different) <= MOST_VALUES):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pipelines import submitting, waiting
+from pipelines import packages, submitting, waiting
 from pipelines.packages import Package
 from pipelines.server import Server
 from pipelines.waiting import Ended
@@ -112,6 +112,16 @@ def test_a_failed_task_is_named_with_its_last_lines(
     told = capsys.readouterr().err.splitlines()
     assert told[:2] == ["train …", "train failed"]
     assert told[2:] == [f"  step {n}" for n in range(81, 100)]
+
+
+def test_a_task_that_is_the_second_of_its_component_has_its_own_word_too(kfp: KfpServer, server: Server) -> None:
+    kfp.logs[pod("evaluate-2")] = "evaluate: shelf: split 'test' is empty\nsomething a library says at its end\n"
+    kfp.stories = [[chapter("FAILED", **{"evaluate-2": "FAILED"})]]
+    package = packages.for_cluster("retraining")
+    assert "evaluate-2" in package.tasks()
+    submitted = submitting.submit(server, package, {"dataset": "digits", "registry": "gs://x/y"}, "Default")
+    problem = waiting.wait(server, submitted, package.tasks()).problem
+    assert problem.startswith("evaluate: shelf: split 'test' is empty; http")
 
 
 def test_what_starts_a_task_is_not_taken_for_its_word(wait, kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:

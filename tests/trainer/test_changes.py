@@ -71,7 +71,7 @@ def test_without_a_champion_it_is_the_first(made: Path, tmp_path: Path):
 def test_the_same_data_prepared_again_are_nothing_new(made: Path, registry: Path, tmp_path: Path):
     prepare.run(f"folder:{made / 'photos'}", tmp_path / "data")
     # What is only said, kept or done elsewhere is no other config.
-    found = detect(tmp_path / "data", registry, "log_steps=7", "intra_op_threads=1", "pretrained=x.weights.h5")
+    found = detect(tmp_path / "data", registry, "log_steps=7", "intra_op_threads=1")
     assert found["said"] == "nothing new: data, config, code and image are those of version 1, the champion"
     assert (found["decision"], found["champion"], found["reasons"]) == ("nothing new", 1, [])
 
@@ -94,6 +94,16 @@ def test_another_config_is_told_field_by_field(made: Path, registry: Path):
         "retrain: since version 1, the champion: the config is another (seed was 1, is 9, mixup was 0.0, is 0.2)"
     )
     assert found["drift"] is None
+
+
+def test_weights_to_start_from_are_compared_where_some_are_named(made: Path, registry: Path, tmp_path: Path):
+    found = detect(made / "data", registry, f"pretrained={made / 'model'}")
+    assert found["reasons"] == [f"what training starts from is another ({made / 'model'})"]
+    digest = saved_model.open_model(made / "model").digest
+    promoted(tmp_path / "tuned", said_otherwise(made / "model", tmp_path / "model", pretrained=digest))
+    assert detect(made / "data", tmp_path / "tuned", f"pretrained={made / 'model'}")["decision"] == "nothing new"
+    # A warm start is from the champion of that day, which no config names.
+    assert detect(made / "data", tmp_path / "tuned")["decision"] == "nothing new"
 
 
 def test_other_code_and_another_image_are_told(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,10 @@
 """Which examples came and went, and whether the new ones are of another kind."""
 
+import time
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from trainer import drift
 from trainer.data.census import Census
@@ -89,3 +92,29 @@ def test_chance_alone_is_seldom_taken_for_drift(added: int):
         found = drift.measure(before, joined(before, made(added, first=1000, generator=generator)))
         alarms += min(by_name(found).values()) <= drift.SIGNIFICANCE
     assert alarms <= 12  # at most 5 in the mean
+
+
+def test_many_examples_cost_seconds_also_where_few_of_many_classes_came():
+    generator = np.random.default_rng(2)
+    n, classes = 200_000, 300
+    every = Census(
+        id=np.arange(n).astype(np.uint64),
+        split=np.full(n, "train"),
+        class_name=np.array([f"c{k}" for k in range(classes)])[generator.integers(0, classes, n)],
+        shorter_side=np.full(n, 64, np.float32),
+        brightness=generator.normal(120, 20, n).astype(np.float32),
+        contrast=generator.normal(30, 5, n).astype(np.float32),
+    )
+    began = time.process_time()
+    found = drift.measure(every.where(every.id < n - 20), every)
+    assert time.process_time() - began < 30
+    assert found["added"] == {"train": 20}
+    assert 0.01 < by_name(found)["classes"] <= 1.0
+
+
+def test_random_tables_give_what_the_chi_squared_distribution_gives_where_both_hold():
+    table = np.array([[500, 300, 200], [60, 30, 10]])
+    exact = stats.chi2_contingency(table).pvalue
+    rare = np.concatenate([table, [[3], [0]]], axis=1)  # a class that is too rare for it
+    assert drift._mix(table) == pytest.approx(exact)
+    assert drift._mix(rare) == pytest.approx(stats.chi2_contingency(rare, correction=False).pvalue, abs=0.03)

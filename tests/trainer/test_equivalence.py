@@ -55,6 +55,7 @@ def test_the_manifest_says_how_far_the_export_is_from_the_network(tmp_path: Path
     assert asked  # while it waits, it says that it does not hang
 
 
+@pytest.mark.long
 def test_images_larger_than_a_pipe_reach_a_process_that_is_slow_to_read(tmp_path: Path):
     trained = network("float32")
     large = [images.png(RANDOM.integers(0, 256, (300, 400, 3), np.uint8)) for _ in range(3)]
@@ -72,6 +73,7 @@ def test_an_export_of_other_weights_than_were_trained_is_refused_and_nothing_is_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_another_preprocessing_is_noticed(tmp_path: Path):
     trained = network("float32")
     other = replace(CONFIG, evaluation_side=20)
@@ -79,6 +81,7 @@ def test_another_preprocessing_is_noticed(tmp_path: Path):
         write(tmp_path / "model", trained, Probe(ENCODED, said(trained), "float32", lambda: None), other)
 
 
+@pytest.mark.long
 def test_answers_that_are_no_numbers_are_refused(tmp_path: Path):
     trained = network("float32")
     trained.get_layer("logits").kernel.assign(np.full((64, 3), np.nan))
@@ -106,6 +109,7 @@ def test_the_other_process_ends_with_the_one_that_asks():
     assert psutil.wait_procs([other], timeout=20)[1] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [["dtype=bf16", "ema_decay=0.9"], ["use_synthetic_data=true", "skip_eval=true"]])
 def test_a_training_says_it_of_its_model(more: list[str], tiny: Path, tmp_path: Path):
     settings = ["resnet_size=8", "batch_size=16", "train_epochs=1", "learning_rate=0.4", *more]

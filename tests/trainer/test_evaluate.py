@@ -166,6 +166,22 @@ def test_a_changed_model_is_refused_by_the_name_of_the_file(model, data, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_program_that_was_put_beside_it_is_refused(model, data, tmp_path):
+    shutil.copytree(model, tmp_path / "copy")
+    (tmp_path / "copy" / ".keep").touch()  # as file systems leave them
+    assert saved_model.open_model(tmp_path / "copy").digest == saved_model.open_model(model).digest
+    (tmp_path / "copy" / "2").mkdir()
+    (tmp_path / "copy" / "2" / "saved_model.pb").write_bytes(b"another")
+    with pytest.raises(DataError, match=r"copy/2/saved_model\.pb: is not in manifest\.json; it was added"):
+        evaluate.run(tmp_path / "copy", data, tmp_path / "out")
+
+
+def test_the_size_is_that_of_what_is_served(evaluation, model):
+    measured = json.loads((evaluation / "metrics.json").read_text())
+    served = sum(file.stat().st_size for file in (model / "1").rglob("*") if file.is_file())
+    assert measured["model_bytes"] == served > 0
+
+
 def test_a_changed_data_set_is_refused_by_the_name_of_the_file(model, data, tmp_path):
     shard = next(data.glob("*-test.tfrecord*")).name
     with pytest.raises(DataError, match=f"{shard}: differs"):

@@ -85,7 +85,7 @@ def test_holm_divides_by_how_many_are_left():
 
 
 def test_without_a_champion_the_floors_decide(champion: Path, tmp_path: Path):
-    assert verdict(champion, None, tmp_path)["sentence"] == "promote: there is no champion"
+    assert verdict(champion, None, tmp_path)["sentence"] == "promote: there is no champion, and no floor was asked for"
     assert verdict(champion, None, tmp_path, "floors=accuracy_top_1:0.8")["verdict"] == "promote"
     assert verdict(champion, None, tmp_path, "floors=accuracy_top_1:0.95")["verdict"] == "keep"
     unsure = verdict(champion, None, tmp_path, "floors=accuracy_top_1:0.89")
@@ -100,7 +100,9 @@ def test_no_gate_passes_on_a_number_that_does_not_exist(champion: Path, tmp_path
     assert found["sentence"].startswith("keep: accuracy_top_5 means nothing for 3 classes")
     one = write(tmp_path / "one", answers(LABELS[:1], []), labels=LABELS[:1])
     found = verdict(one, None, tmp_path, "floors=macro_f1:0.5")
-    assert found["sentence"].startswith("not enough evidence: macro_f1 is 1.0000, to be at least 0.5; one example")
+    assert found["sentence"].startswith(
+        "not enough evidence: macro_f1 is 1.0000, to be at least 0.5; it has no interval"
+    )
 
 
 def test_a_model_that_is_too_large_is_kept_out(champion: Path, tmp_path: Path):
@@ -177,3 +179,29 @@ def test_under_no_difference_it_promotes_at_most_as_often_as_it_says(agreement: 
 
 def test_a_real_difference_is_mostly_found():
     assert promoted(200, 2000, 0.03) > 150
+
+
+def test_a_mean_over_classes_of_which_one_has_no_example_passes_no_floor(tmp_path: Path):
+    labels = np.arange(300) % 2
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    perfect = write(tmp_path / "perfect", probabilities, labels=labels)
+    found = verdict(perfect, None, tmp_path, "floors=macro_recall:0.9")
+    assert found["verdict"] == "not enough evidence"
+    assert "nothing is known of emu, of which there is no example" in found["sentence"]
+    found = verdict(perfect, None, tmp_path, "floors=accuracy_top_1:0.9")
+    assert found["verdict"] == "promote"
+    assert "there is no test example of emu" in found["sentence"]
+
+
+def test_one_example_decides_nothing(tmp_path: Path):
+    one = write(tmp_path / "one", answers(LABELS[:1], []), labels=LABELS[:1])
+    assert verdict(one, None, tmp_path)["sentence"].startswith("not enough evidence: there is one test example")
+    many = write(tmp_path / "many", answers(LABELS, []))
+    assert verdict(many, None, tmp_path)["sentence"] == "promote: there is no champion, and no floor was asked for"
+
+
+def test_pictures_are_no_other_verdict_that_is_there_already(champion: Path, tmp_path: Path):
+    better = write(tmp_path / "better", answers(LABELS, range(18, 32)))
+    compare.run(better, champion, tmp_path / "verdict")
+    with pytest.raises(UsageError, match="is of another pictures"):
+        compare.run(better, champion, tmp_path / "verdict", data=tmp_path)

@@ -245,3 +245,9 @@ def test_what_was_all_right_is_as_sure_as_so_many_examples_make_it():
     assert numbers["log_loss"]["high"] == pytest.approx(-math.log(np.finfo(np.float32).eps) * (1 - many))
     row = metrics.per_class(perfect, "abcd")[2]
     assert (row["f1"]["low"], row["auc"]["low"]) == pytest.approx((few, few))
+
+
+def test_a_draw_without_an_example_of_a_class_says_nothing_of_its_f1():
+    labels = np.array([0] * 97 + [1] * 3)
+    row = metrics.per_class(Answers(labels, np.eye(2, dtype=np.float32)[labels]), "ab")[1]
+    assert (row["f1"]["value"], row["f1"]["low"]) == (1.0, pytest.approx(wilson_by_hand(3, 3)[0]))

@@ -36,6 +36,8 @@ def hook() -> Iterator[Hook]:
             if status == 200:
                 state.taken.append(content)
             self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "3600")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -83,10 +85,12 @@ def test_without_a_webhook_nothing_is_done_and_the_environment_may_name_it(hook:
     assert len(hook.taken) == 1
 
 
-def test_a_busy_webhook_is_asked_again(hook: Hook):
+def test_a_busy_webhook_is_asked_again_and_does_not_say_when(hook: Hook):
     hook.statuses = [503, 429]
-    assert post(hook.address)
+    quick = QUICK.new(retry_after_max=1)
+    assert notices.post(f" {hook.address}\n", subject="x", state="SUCCEEDED", retries=quick)
     assert len(hook.taken) == 1
+    assert notices.RETRIES.retry_after_max * notices.RETRIES.total < 60
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,15 @@ def test_what_was_changed_is_refused_by_name(models: list[Path], tmp_path: Path)
         registry.champion()
 
 
+def test_a_reader_who_is_late_does_not_set_the_pointer_back(models: list[Path], tmp_path: Path):
+    registry = Registry(str(tmp_path / "registry"))
+    registry.promote(models[0], verdict(models[0], None))
+    late = registry.history()
+    registry.promote(models[1], verdict(models[1], models[0]))
+    registry._derived(late)
+    assert json.loads((tmp_path / "registry" / "champion.json").read_text())["version"] == 2
+
+
 def test_a_pointer_that_lags_is_repaired(models: list[Path], tmp_path: Path):
     registry = Registry(str(tmp_path / "registry"))
     registry.promote(models[0], verdict(models[0], None))

@@ -8,7 +8,7 @@ import pytest
 
 from trainer import artifact, launch, reproduce, saved_model
 from trainer.data import prepare
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 
 SETTINGS = [
     "check_export=false",
@@ -45,11 +45,30 @@ def test_the_same_weights_come_of_it_and_nothing_is_left(model: Path, tiny: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_new_model_is_kept_where_one_asks_for_it(model: Path, tiny: Path, tmp_path: Path):
     reproduce.run(model, tiny, tmp_path / "again")
     first, again = (saved_model.weights(saved_model.open_model(each)) for each in (model, tmp_path / "again"))
     assert first.keys() == again.keys()
     assert all((first[name] == again[name]).all() for name in first)
+
+
+def test_what_is_there_already_is_no_proof(model: Path, tiny: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="is already there; give another --output"):
+        reproduce.run(model, tiny, model)
+
+
+@pytest.mark.long
+def test_a_model_that_was_started_from_another_needs_that(model: Path, tiny: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "start")
+    launch.train(tiny, tmp_path / "tuned", overrides=[*SETTINGS, f"pretrained={tmp_path / 'start'}"])
+    (tmp_path / "start").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"start: is not there any more; .*tuned was started from weights of digest"):
+        reproduce.run(tmp_path / "tuned", tiny)
+    with pytest.raises(DataError, match=r"tuned: .*tuned was started from weights of digest"):
+        reproduce.run(tmp_path / "tuned", tiny, start_from=str(tmp_path / "tuned"))
+    found = reproduce.run(tmp_path / "tuned", tiny, start_from=str(tmp_path / "moved"))
+    assert found["weights_sha256"] == artifact.read_manifest(tmp_path / "tuned", "model")["weights_sha256"]
 
 
 def test_other_weights_are_told_by_how_far_they_are_apart_and_why(model: Path, tiny: Path, tmp_path: Path):
@@ -80,7 +99,7 @@ def test_other_data_are_refused_before_anything_is_trained(model: Path, tmp_path
     [
         ({"config": None}, "its manifest does not say how it was trained"),
         ({"config": {"no_such_field": 1}}, "its manifest does not say how it was trained: no field 'no_such_field'"),
-        ({"pretrained": "0" * 64}, "is not what .* was started from"),
+        ({"pretrained": "0" * 64}, "nothing: .* was started from weights of digest 000000000000"),
     ],
 )
 def test_what_cannot_be_repeated_is_said(changes: dict, said: str, model: Path, tiny: Path, tmp_path: Path):

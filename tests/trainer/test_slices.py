@@ -86,3 +86,13 @@ def test_chance_alone_seldom_makes_a_slice_worse():
         columns = {"a": generator.integers(0, 4, 300).astype(str), "b": generator.random(300)}
         false_alarms += any(map(slices.is_worse, slices.measure(columns, generator.random(300) < 0.8)))
     assert false_alarms <= 0.05 * 200 + 7
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_numbers_that_are_missing_are_a_slice_of_their_own(count: int):
+    ages = np.arange(count, dtype=float).repeat(2)
+    ages[[1, 4]] = np.nan, np.inf
+    found = by_value(slices.measure({"age": ages}, np.ones(2 * count, bool)), "age")
+    assert found["missing"]["accuracy_top_1"]["n"] == 2
+    assert sum(each["accuracy_top_1"]["n"] for each in found.values()) == 2 * count
+    assert slices.measure({"age": np.full(5, np.nan)}, np.ones(5, bool))[0]["accuracy_top_1"]["n"] == 5

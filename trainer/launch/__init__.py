@@ -1,6 +1,7 @@
 """Starting a training: in this process, or as several that are seen through."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from trainer.errors import UsageError
 from trainer.launch import local, supervisor
 from trainer.recipes import recipe as named
 from trainer.watch import Watch
+
+ADDRESS = re.compile(r"\w+:/")  # of a bucket, as a path has it
 
 
 def train(
@@ -46,6 +49,8 @@ def train(
     """
     config = override(named(recipe), overrides)
     here = cluster.read(os.environ, worker_hosts, task_index, expected_workers, config.strategy)
+    if run_dir and ADDRESS.match(str(run_dir)):
+        raise UsageError(f"--run_dir={run_dir}: must be a path; a bucket has to be mounted")
     for flag, value, least in (
         ("workers", workers, 1),
         ("max_restarts", max_restarts, 0),

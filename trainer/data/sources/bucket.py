@@ -21,8 +21,8 @@ def is_address(folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def copied(address: str, beside: Path) -> Iterator[Path]:
-    """Inside, the files below `address` are in the directory that it yields, which lies in `beside`.
+def copied(address: str, inside: Path) -> Iterator[Path]:
+    """Inside, the files below `address` are in the directory that it yields, which lies in `inside`.
 
     An error of what is done with them names them as they are in the bucket.
 
@@ -31,7 +31,7 @@ def copied(address: str, beside: Path) -> Iterator[Path]:
       StorageError: the bucket cannot be read, or there is no room.
     """
     store = Store(address)
-    with tempfile.TemporaryDirectory(prefix=".bucket-", dir=beside) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".bucket-", dir=inside) as scratch:
         root = Path(scratch)
         every = store.names("")
         # Consoles make an empty object for a folder.

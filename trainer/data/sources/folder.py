@@ -66,7 +66,7 @@ def fill(argument: str, directory: Path, data_dir: Path | None) -> Layout:
     if not argument:
         raise UsageError("folder: names no folder; write folder:PATH")
     if bucket.is_address(argument):
-        with bucket.copied(argument, directory.parent) as copy:
+        with bucket.copied(argument, directory) as copy:
             return _fill(copy, argument, directory)
     root = Path(argument).expanduser()
     return _fill(root, str(root), directory)
