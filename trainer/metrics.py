@@ -18,7 +18,8 @@ from trainer.intervals import Array, Number, bootstrapped, number, rate
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 BINS = 15  # of confidence, as in Guo et al. (2017)
-CURVE_POINTS = 100
+CURVE_POINTS, CLASS_CURVE_POINTS = 100, 30
+MOST_CURVES = 50  # of classes
 CURVE_PAIRS = 5_000_000  # of an example and a class; of more, every so many examples count for the curve
 
 
@@ -114,11 +115,11 @@ def headline(answers: Answers) -> dict[str, Number]:
 
 
 def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and area under the ROC curve of each class, in the order of `class_names`.
+    """Precision, recall, F1, area under the ROC curve and that curve of each class, in the order of `class_names`.
 
     `support` is how many examples it has.  A number that does not exist is None: all of a class
-    without an example, the precision of a class that was never predicted, the area where no
-    example is of another class.
+    without an example, the precision of a class that was never predicted, area and curve where no
+    example is of another class; of more than MOST_CURVES classes no curve is kept.
     """
     counts = answers.drawn_counts
     scores = None if counts is None else np.where(counts[1] > 0, _f1(*counts), math.nan)
@@ -134,12 +135,14 @@ def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, An
             row["f1"] = number(_f1(right, support, predicted), support, drawn, worst=0.0)
         if np.isfinite(answers.areas[k]):
             drawn = areas[k] if areas is not None and support > 1 else None
+            if len(class_names) <= MOST_CURVES:
+                row["roc"] = _curve(answers.labels == k, answers.probabilities[:, k], CLASS_CURVE_POINTS)
             row["auc"] = number(answers.areas[k], answers.n, drawn, worst=0.0, counted=_pairs(support, answers.n))
         rows.append(row)
     return rows
 
 
-PER_CLASS = ("precision", "recall", "f1", "auc")
+PER_CLASS = ("precision", "recall", "f1", "auc", "roc")
 
 
 def roc(answers: Answers) -> dict[str, list[float]] | None:
@@ -150,12 +153,17 @@ def roc(answers: Answers) -> dict[str, list[float]] | None:
     every = slice(None, None, 1 + (answers.n * answers.classes - 1) // CURVE_PAIRS)
     labels, scores = answers.labels[every], answers.probabilities[every]
     own = labels[:, None] == np.arange(answers.classes)
-    if own.all() or not own.any():
-        return None
-    curve = np.stack(sklearn.metrics.roc_curve(own.ravel(), scores.ravel()))
-    # As the curve is long, not as its points lie: most of them are in one corner.
+    return None if own.all() or not own.any() else _curve(own.ravel(), scores.ravel(), CURVE_POINTS)
+
+
+def _curve(own: Array, scores: Array, points: int) -> dict[str, list[float]]:
+    """The ROC curve of examples that are `own`, bool [m], or not, by their `scores` [m]: at most so many points."""
+    curve = np.stack(sklearn.metrics.roc_curve(own, scores))
+    # As the curve is long, not as its points lie: most of them are in one corner.  On both sides of
+    # each place, so that a corner with a long way behind it stays one.
     length = np.append(0.0, np.cumsum(np.abs(np.diff(curve[:2])).sum(axis=0)))
-    picked = np.unique(np.searchsorted(length, np.linspace(0.0, length[-1], CURVE_POINTS)))
+    after = np.searchsorted(length, np.linspace(0.0, length[-1], points // 2))
+    picked = np.unique(np.append(after, np.maximum(after - 1, 0)))
     names = ("false_positive_rate", "true_positive_rate", "threshold")
     # The first threshold is above all probabilities: infinity, which JSON has not.
     return dict(zip(names, np.minimum(curve[:, picked], 1.0).round(6).tolist(), strict=True))

@@ -121,13 +121,15 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "reliability")
 
 
-def roc(curve: Mapping[str, Sequence[float]]) -> str:
-    """The share of right answers that are found, over that of wrong ones that are taken for right."""
+def roc(curve: Mapping[str, Sequence[float]], of_classes: Sequence[Mapping[str, Sequence[float]]]) -> str:
+    """The share of true pairs that are found, over that of false ones that are taken for true; each class thin."""
     with _style("roc"):
         figure = Figure(figsize=(380 / 72, 340 / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot(xlabel="false positive rate", ylabel="true positive rate")
         axes.plot([0, 1], [0, 1], color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], color=FIRST, linewidth=1.8)
+        for each in of_classes:
+            axes.plot(each["false_positive_rate"], each["true_positive_rate"], color=SECOND, linewidth=0.9)
+        axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], color=FIRST, linewidth=2.0)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(color=INK, alpha=0.12, linewidth=0.8)
         return _svg(figure, "roc")

@@ -49,7 +49,7 @@ def render(
         took=took,
         curves=[markupsafe.Markup(curve) for curve in curves if curve],
         reliability=markupsafe.Markup(plots.reliability(measured["reliability"])),
-        roc=markupsafe.Markup(plots.roc(measured["roc"])) if measured["roc"] else "",
+        roc=_roc(measured),
         matrix=markupsafe.Markup(plots.confusion_matrix(measured["confusion_matrix"], measured["class_names"])),
         confusions=_confusions(measured),
         class_rows=_classes(measured),
@@ -125,6 +125,11 @@ def _classes(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[
         return rows, []
     rows = sorted(rows, key=lambda row: 2.0 if row["f1"] is None else row["f1"]["value"])
     return rows[: plots.NUMBERED_CLASSES], rows[plots.NUMBERED_CLASSES :]
+
+
+def _roc(measured: dict[str, Any]) -> markupsafe.Markup:
+    of_classes = [row["roc"] for row in measured["per_class"] if row["roc"]]
+    return markupsafe.Markup(plots.roc(measured["roc"], of_classes) if measured["roc"] else "")
 
 
 def _slices(measured: dict[str, Any]) -> list[dict[str, Any]]:

@@ -267,6 +267,7 @@ def test_a_class_missing_from_the_split_is_null_and_said(model, tmp_path, recwar
         "recall": None,
         "f1": None,
         "auc": None,
+        "roc": None,
     }
     assert measured["macro_recall"]["classes"] == 2
     assert "no example of grey" in (tmp_path / "out" / "report.html").read_text()

@@ -130,7 +130,15 @@ def test_a_row_of_the_confusion_matrix_is_a_true_class():
 def test_what_a_missing_class_would_need_is_null_and_it_is_left_out_of_the_means():
     labels, probabilities = LABELS[:4], PROBABILITIES[:4]
     rows = metrics.per_class(Answers(labels, probabilities), ["zero", "one", "two"])
-    assert rows[2] == {"class": "two", "support": 0, "precision": None, "recall": None, "f1": None, "auc": None}
+    assert rows[2] == {
+        "class": "two",
+        "support": 0,
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "auc": None,
+        "roc": None,
+    }
     assert metrics.macro_recall(Answers(labels, probabilities))["value"] == 1.0
     assert metrics.macro_recall(Answers(labels, probabilities))["classes"] == 2
     assert metrics.confusion_matrix(Answers(labels, probabilities))[2] == [0, 0, 0]
@@ -157,6 +165,30 @@ def test_the_roc_curve_goes_from_corner_to_corner_and_holds_the_area():
     assert np.trapezoid(y, x) == pytest.approx(whole, abs=2e-3)
     assert all(0 <= threshold <= 1 for threshold in curve["threshold"])
     json.dumps(curve, allow_nan=False)
+
+
+def test_a_corner_of_the_curve_stays_one():
+    labels = np.arange(1000) % 2
+    probabilities = np.full((1000, 2), 0.5, np.float32)
+    probabilities[np.arange(1000), labels] = np.linspace(0.9, 0.97, 1000)
+    probabilities[:7] = probabilities[:7, ::-1]
+    probabilities[np.arange(1000), 1 - labels] = 1 - probabilities[np.arange(1000), labels]
+    answers = Answers(labels, probabilities)
+    curve = metrics.roc(answers)
+    whole = sklearn.metrics.roc_auc_score((labels[:, None] == np.arange(2)).ravel(), probabilities.ravel())
+    assert np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"]) == pytest.approx(whole, abs=1e-4)
+
+
+def test_each_class_has_a_curve_of_its_own_where_they_are_not_too_many():
+    labels, probabilities = random_predictions(2000, 4)
+    for k, row in enumerate(metrics.per_class(Answers(labels, probabilities), "abcd")):
+        x, y = row["roc"]["false_positive_rate"], row["roc"]["true_positive_rate"]
+        assert len(x) <= 30
+        assert np.trapezoid(y, x) == pytest.approx(
+            sklearn.metrics.roc_auc_score(labels == k, probabilities[:, k]), abs=0.01
+        )
+    many = metrics.per_class(Answers(*random_predictions(200, 60)), [str(k) for k in range(60)])
+    assert {row["roc"] is None for row in many} == {True}
 
 
 def test_of_many_examples_and_classes_the_roc_curve_is_that_of_a_part():
