@@ -9,7 +9,7 @@ import sklearn.metrics
 
 from trainer.intervals import Array, resampled
 
-MOST_DRAWN = 500_000  # examples times classes; above it, the areas are not resampled: it would take minutes
+MOST_DRAWN = 200_000  # examples times classes; above it, the areas are not resampled: it would take minutes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

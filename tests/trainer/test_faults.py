@@ -210,6 +210,7 @@ def test_when_one_goes_all_go_and_come_again_to_the_same_bits(tiny: Path, tmp_pa
     survived(alone, words, tmp_path / "model", unbroken(2))
 
 
+@pytest.mark.long
 def test_a_lost_worker_is_started_again_with_the_others(tiny: Path, tmp_path: Path, unbroken):
     fault = Fault("kill -9 of one of two, restarted", "SIGKILL", *step(14), 0, 60, 24, who="worker 1")
     words = command(tiny, tmp_path / "model", "--workers=2")
