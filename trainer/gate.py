@@ -203,7 +203,7 @@ def _difference(pair: Pair) -> dict[str, Any]:
     """Of the accuracies, the challenger's less the champion's, with a paired bootstrap interval."""
     gain = pair.challenger.astype(np.float64) - pair.champion
     return {
-        "accuracy_top_1": intervals.bootstrapped(np.mean, gain),
+        "accuracy_top_1": intervals.bootstrapped(np.mean, gain, extremes=(-1.0, 1.0)),
         "fixed": pair.fixed,
         "broken": pair.broken,
         "p_value": p_value(pair.fixed, pair.broken),

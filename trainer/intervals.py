@@ -20,17 +20,17 @@ def rate(successes: int, n: int) -> Number:
     return {"value": float(successes / n), "low": float(interval.low), "high": float(interval.high), "n": int(n)}
 
 
-def bootstrapped(statistic: Callable[..., float], *columns: Array, worst: float | None = None) -> Number:
+def bootstrapped(statistic: Callable[..., float], *columns: Array, extremes: tuple[float, ...] = ()) -> Number:
     """A statistic of examples with its percentile bootstrap interval (Efron 1979).
 
-    `columns` hold a value an example each; one example has no interval: None.  `worst`: as `number`.
+    `columns` hold a value an example each; one example has no interval: None.  `extremes`: as `number`.
     """
     n = len(columns[0])
     value = float(statistic(*columns))
     if n == 1:
         return number(value, n)
     drawn = resampled(lambda positions: np.array([statistic(*(column[positions] for column in columns))]), n)
-    return number(value, n, drawn[0], worst=worst)
+    return number(value, n, drawn[0], extremes=extremes)
 
 
 def resampled(statistic: Callable[[Array], Array], n: int) -> Array:
@@ -44,20 +44,26 @@ def resampled(statistic: Callable[[Array], Array], n: int) -> Array:
 
 
 def number(
-    value: Any, n: int, distribution: Array | None = None, *, worst: float | None = None, counted: float | None = None
+    value: Any,
+    n: int,
+    distribution: Array | None = None,
+    *,
+    extremes: tuple[float, ...] = (),
+    counted: float | None = None,
 ) -> Number:
     """`value` of `n` examples, with percentiles of its bootstrap `distribution`; draws that give NaN do not count.
 
     Where all draws give the same, as they do of examples without an error, they tell nothing of
     what was not drawn.  Then as large a share of the `counted` examples (by default `n`) as
-    Wilson's interval allows is taken to be at `worst`, the value that one example can have.
+    Wilson's interval allows is taken to be at one of the `extremes` that one example can be.
     """
     if distribution is None or not np.isfinite(distribution).any():
         return {"value": float(value), "low": None, "high": None, "n": int(n)}
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = (float(edge) for edge in np.nanpercentile(distribution, [tail, 100 - tail]))
-    if low == high and worst is not None:
+    if low == high and extremes:
         z2 = float(stats.norm.ppf(1 - tail / 100)) ** 2
         unseen = z2 / ((counted or n) + z2)  # 1 - Wilson's lower bound of n in n
-        low, high = sorted((float(value), float(value) + (worst - float(value)) * unseen))
+        reached = [float(value), *(float(value) + (extreme - float(value)) * unseen for extreme in extremes)]
+        low, high = min(reached), max(reached)
     return {"value": float(value), "low": low, "high": high, "n": int(n)}

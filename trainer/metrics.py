@@ -48,14 +48,14 @@ def log_loss(answers: Answers) -> Number:
     """
     right = answers.probabilities[np.arange(answers.n), answers.labels].astype(np.float64)
     worst = -math.log(SMALLEST_PROBABILITY)
-    return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)), worst=worst)
+    return bootstrapped(np.mean, -np.log(np.clip(right, SMALLEST_PROBABILITY, 1.0)), extremes=(worst,))
 
 
 def brier_score(answers: Answers) -> Number:
     """The mean squared distance of the probabilities from what is true, 0 to 2 (Brier 1950)."""
     distances = answers.probabilities.astype(np.float64)
     distances[np.arange(answers.n), answers.labels] -= 1.0
-    return bootstrapped(np.mean, (distances**2).sum(axis=1), worst=2.0)
+    return bootstrapped(np.mean, (distances**2).sum(axis=1), extremes=(2.0,))
 
 
 def expected_calibration_error(answers: Answers) -> Number:
@@ -64,7 +64,7 @@ def expected_calibration_error(answers: Answers) -> Number:
     def error(confidence: Array, right: Array) -> float:
         return float(np.abs(np.bincount(_bins(confidence), right - confidence)).sum() / len(right))
 
-    return bootstrapped(error, answers.confidence, answers.right.astype(np.float64), worst=1.0)
+    return bootstrapped(error, answers.confidence, answers.right.astype(np.float64), extremes=(1.0,))
 
 
 def macro_auc(answers: Answers) -> Number | None:
@@ -74,7 +74,7 @@ def macro_auc(answers: Answers) -> Number | None:
         return None
     mean, drawn = np.nanmean(answers.areas), _mean(answers.drawn_areas)
     rarest = stats.hmean(_pairs(answers.counts()[1][there], answers.n))
-    return {**number(mean, answers.n, drawn, worst=0.0, counted=rarest), "classes": int(there.sum())}
+    return {**number(mean, answers.n, drawn, extremes=(0.0,), counted=rarest), "classes": int(there.sum())}
 
 
 def macro_precision(answers: Answers) -> Number:
@@ -132,12 +132,12 @@ def per_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, An
             row["recall"] = rate(right, support)
             # One example is always itself: an interval of its draws would be a point.
             drawn = scores[k] if scores is not None and support > 1 else None
-            row["f1"] = number(_f1(right, support, predicted), support, drawn, worst=0.0)
+            row["f1"] = number(_f1(right, support, predicted), support, drawn, extremes=(0.0,))
         if np.isfinite(answers.areas[k]):
             drawn = areas[k] if areas is not None and support > 1 else None
             if len(class_names) <= MOST_CURVES:
                 row["roc"] = _curve(answers.labels == k, answers.probabilities[:, k], CLASS_CURVE_POINTS)
-            row["auc"] = number(answers.areas[k], answers.n, drawn, worst=0.0, counted=_pairs(support, answers.n))
+            row["auc"] = number(answers.areas[k], answers.n, drawn, extremes=(0.0,), counted=_pairs(support, answers.n))
         rows.append(row)
     return rows
 
@@ -206,7 +206,7 @@ def _macro(answers: Answers, score: Callable[..., Array]) -> Number:
     mean = float(score(*counts)[there].mean())
     spread = None if drawn is None else _mean(np.where(drawn[1] > 0, score(*drawn), math.nan))
     # A class counts as much as any other, so the rare ones decide how sure the mean is.
-    found = number(mean, answers.n, spread, worst=0.0, counted=stats.hmean(counts[1][there]))
+    found = number(mean, answers.n, spread, extremes=(0.0,), counted=stats.hmean(counts[1][there]))
     return {**found, "classes": int(there.sum())}
 
 

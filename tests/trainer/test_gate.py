@@ -205,3 +205,17 @@ def test_pictures_are_no_other_verdict_that_is_there_already(champion: Path, tmp
     compare.run(better, champion, tmp_path / "verdict")
     with pytest.raises(UsageError, match="is of another pictures"):
         compare.run(better, champion, tmp_path / "verdict", data=tmp_path)
+
+
+def test_a_difference_of_which_no_draw_shows_another_is_as_sure_as_so_many_examples_make_it(tmp_path: Path):
+    labels = LABELS[:60]
+    right, wrong = answers(labels, []), answers(labels, range(60))
+    sides = {
+        name: write(tmp_path / name, side, labels=labels) for name, side in (("a", right), ("b", right), ("c", wrong))
+    }
+    alike = verdict(sides["a"], sides["b"], tmp_path)["difference"]["accuracy_top_1"]
+    assert (alike["value"], -alike["low"]) == (0.0, pytest.approx(alike["high"]))
+    assert 0.03 < alike["high"] < 0.1
+    all_fixed = verdict(sides["a"], sides["c"], tmp_path)["difference"]["accuracy_top_1"]
+    assert (all_fixed["value"], all_fixed["high"]) == (1.0, 1.0)
+    assert 0.8 < all_fixed["low"] < 0.95
